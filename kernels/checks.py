@@ -1,0 +1,31 @@
+"""Argument checks of the public ops: what came, what is wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from microturn.kernels.rows import RowBatch
+
+
+def check_shape(op: str, name: str, tensor: Tensor, want: tuple[int | str, ...]) -> None:
+    """`want` gives each axis as a size or as a letter that fits any size. Raises ValueError."""
+    got = tuple(tensor.shape)
+    fits = len(got) == len(want) and all(
+        isinstance(w, str) or g == w for g, w in zip(got, want, strict=False)
+    )
+    if not fits:
+        wanted = ", ".join(str(w) for w in want)
+        raise ValueError(f"{op}: {name} must be [{wanted}], got {list(got)}")
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, want: torch.dtype) -> None:
+    """Raises TypeError."""
+    if tensor.dtype != want:
+        raise TypeError(f"{op}: {name} must be {want}, got {tensor.dtype}; convert it first")
+
+
+def check_rows(op: str, rows: RowBatch, num_rows: int) -> None:
+    """Raises ValueError when `rows` describes another number of rows than the input has."""
+    if rows.num_rows != num_rows:
+        raise ValueError(f"{op}: rows describes {rows.num_rows} rows, the input has {num_rows}")

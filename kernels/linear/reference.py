@@ -1,0 +1,26 @@
+"""linear in plain torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from microturn.kernels.rows import RowBatch
+from microturn.kernels.tiles import matmul_rows
+
+
+def core(x: Tensor, weights: Tensor) -> Tensor:
+    """x [..., K], weights [N, K] -> [..., N]."""
+    return matmul_rows(x, weights)
+
+
+def linear_reference(
+    x: Tensor,
+    weights: Tensor,
+    state: None = None,
+    rows: RowBatch | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `linear`."""
+    y = core(x, weights)
+    return y if out is None else out.copy_(y)

@@ -1,0 +1,38 @@
+"""rms_norm in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from microturn.kernels.rows import RowBatch
+
+
+@dataclass(frozen=True)
+class RMSNormWeights:
+    """gain [D]; eps is added to the mean square."""
+
+    gain: Tensor
+    eps: float
+
+
+def core(x: Tensor, weights: RMSNormWeights) -> Tensor:
+    """x [..., D] -> [..., D], same dtype."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + weights.eps)
+    return (wide * scale * weights.gain.float()).to(x.dtype)
+
+
+def rms_norm_reference(
+    x: Tensor,
+    weights: RMSNormWeights,
+    state: None = None,
+    rows: RowBatch | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `rms_norm`."""
+    y = core(x, weights)
+    return y if out is None else out.copy_(y)

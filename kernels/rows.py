@@ -1,0 +1,134 @@
+"""Which rows of a packed step belong to which session slot, and where in its stream each row
+stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Line(NamedTuple):
+    """One batch row on the host: rows[start:stop] are consecutive positions of slot's stream."""
+
+    slot: int
+    start: int
+    stop: int
+    position: int
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """B lines packed into T rows.
+
+    Worked example: slot 5 brings three rows from position 40, slot 2 one row at position 7:
+    `slot_ids [5, 2]`, `row_offsets [0, 3, 4]`, `positions [40, 41, 42, 7]`, `exec_mask [True,
+    True]`.
+
+    slot_ids    [B] int32     batch line -> arena row; -1 pads the batch and touches nothing
+    row_offsets [B + 1] int32 line b owns rows row_offsets[b]:row_offsets[b + 1]
+    positions   [T] int64     row -> position in its own stream, consecutive inside a line
+    exec_mask   [B] bool      False: the line's rows are computed by nobody and its state stays as
+                              it was
+    """
+
+    slot_ids: Tensor
+    row_offsets: Tensor
+    positions: Tensor
+    exec_mask: Tensor
+
+    @classmethod
+    def build(
+        cls,
+        slots: Sequence[int],
+        counts: Sequence[int],
+        starts: Sequence[int],
+        *,
+        exec_mask: Sequence[bool] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> RowBatch:
+        """Lines of `counts[b]` rows of `slots[b]` from position `starts[b]` on.
+
+        Raises ValueError when the lists differ in length, a count or start is negative, or a slot
+        comes twice.
+        """
+        if not len(slots) == len(counts) == len(starts):
+            raise ValueError(
+                f"slots, counts and starts must have one entry a line, got "
+                f"{len(slots)}, {len(counts)} and {len(starts)}"
+            )
+        if any(c < 0 for c in counts) or any(s < 0 for s in starts):
+            raise ValueError(f"counts and starts must not be negative, got {counts} and {starts}")
+        used = [s for s in slots if s >= 0]
+        if len(set(used)) != len(used):
+            raise ValueError(f"a slot may own one line of a step, got slots {list(slots)}")
+        offsets = [0]
+        for count in counts:
+            offsets.append(offsets[-1] + count)
+        positions = [p for c, s in zip(counts, starts, strict=True) for p in range(s, s + c)]
+        mask = [True] * len(slots) if exec_mask is None else list(exec_mask)
+        return cls(
+            torch.tensor(slots, dtype=torch.int32, device=device),
+            torch.tensor(offsets, dtype=torch.int32, device=device),
+            torch.tensor(positions, dtype=torch.int64, device=device),
+            torch.tensor(mask, dtype=torch.bool, device=device),
+        )
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        """The lines that run (exec_mask true, slot not -1, not empty), read back to the host
+        once.
+        """
+        offsets = self.row_offsets.tolist()
+        positions = self.positions.tolist()
+        return tuple(
+            Line(slot, offsets[b], offsets[b + 1], positions[offsets[b]])
+            for b, (slot, run) in enumerate(
+                zip(self.slot_ids.tolist(), self.exec_mask.tolist(), strict=True)
+            )
+            if run and slot >= 0 and offsets[b + 1] > offsets[b]
+        )
+
+    @cached_property
+    def run_rows(self) -> Tensor:
+        """[R] int64: the rows of the lines that run, in order."""
+        rows = [t for line in self.lines for t in range(line.start, line.stop)]
+        return torch.tensor(rows, dtype=torch.int64, device=self.positions.device)
+
+    @cached_property
+    def run_slots(self) -> Tensor:
+        """[R] int64: the slot of each row of `run_rows`."""
+        slots = [line.slot for line in self.lines for _ in range(line.start, line.stop)]
+        return torch.tensor(slots, dtype=torch.int64, device=self.positions.device)
+
+    @cached_property
+    def run_positions(self) -> Tensor:
+        """[R] int64: the position of each row of `run_rows`."""
+        return self.positions[self.run_rows]
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.positions.shape[0])
+
+    def finer(self, ratio: int) -> RowBatch:
+        """The same lines at `ratio` rows for each row here (a codec level of a higher rate)."""
+        if ratio == 1:
+            return self
+        if ratio not in self._finer:
+            steps = torch.arange(ratio, device=self.positions.device)
+            self._finer[ratio] = RowBatch(
+                self.slot_ids,
+                self.row_offsets * ratio,
+                (self.positions[:, None] * ratio + steps).reshape(-1),
+                self.exec_mask,
+            )
+        return self._finer[ratio]
+
+    @cached_property
+    def _finer(self) -> dict[int, RowBatch]:
+        return {}

@@ -1,0 +1,151 @@
+"""What the runtime asks of a model family.
+
+Adding a family means writing this, and nothing in runtime/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from microturn.kernels.arena import ArenaSpec, View
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a session draws its tokens. A temperature of 0 takes the most likely one.
+
+    Raises ValueError on a negative temperature or a top_k below 1.
+    """
+
+    text_temperature: float = 0.7
+    text_top_k: int = 25
+    audio_temperature: float = 0.8
+    audio_top_k: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("text_temperature", "audio_temperature"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("text_top_k", "audio_top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TickShape:
+    """What one tick takes in and gives out, for each session.
+
+    A tick holds `frames` output positions; input and output samples are mono fp32 in [-1, 1].
+    """
+
+    tick_ms: int
+    frames: int
+    input_rate: int
+    input_samples: int
+    output_rate: int
+    output_samples: int
+    num_codebooks: int
+    codebook_size: int
+    max_rows: int
+    """Rows one session may bring to an append pass (DESIGN 5: 64)."""
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """One session's part of a step.
+
+    slot         arena row
+    emits        False while warming: context rows are fed, nothing is heard or said
+    n_feedback   1 when the first row is the session's start row or its last output position, else 0
+    context_ids  [n_context] int64
+    audio        [input_samples] fp32 when emits, else empty
+    seed         Philox key of the session
+    """
+
+    slot: int
+    emits: bool
+    n_feedback: int
+    context_ids: Tensor
+    audio: Tensor
+    seed: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """What a step made, a row for each line in the order given (F = frames, Q = num_codebooks).
+
+    Rows of lines that do not emit are zeros. Nothing is committed yet: the engine commits the
+    lines that are `ok`, advancing each cursor by `advance[cursor][line]` and flipping parity where
+    the line emits.
+
+    ok       [B] bool: logits and audio were finite
+    text_ids [B, F] int64
+    codes    [B, F, Q] int64
+    audio    [B, output_samples] fp32 in [-1, 1]
+    """
+
+    ok: Tensor
+    text_ids: Tensor
+    codes: Tensor
+    audio: Tensor
+    advance: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+class ArenaSet(Protocol):
+    """The arenas as a step sees them (runtime/arenas.py allocates them)."""
+
+    def view(self, name: str) -> View: ...
+    def committed(self, cursor: str, slot: int) -> int:
+        """Positions of `cursor` that slot has committed; 0 for a fresh session."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; special output ids decode to the empty string."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class ModelFamily(Protocol):
+    """A loaded model. Its weights are on one device; it holds no session state."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> TickShape: ...
+    @property
+    def trained(self) -> bool:
+        """False for seeded random weights: every output then says "untrained"."""
+        ...
+
+    @property
+    def sees(self) -> bool:
+        """Whether image patches can be fed; queued images wait otherwise."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def listen_id(self) -> int: ...
+    @property
+    def delegate_id(self) -> int: ...
+    @property
+    def speak_ids(self) -> Sequence[int]:
+        """The ids that ask for the context after them to be voiced; empty when the vocabulary
+        has none.
+        """
+        ...
+
+    def arena_specs(self) -> Sequence[ArenaSpec]: ...
+    def step(self, lines: Sequence[StepLine], arenas: ArenaSet) -> StepOutputs:
+        """One tick for these lines. Call under torch.inference_mode()."""
+        ...
+
+    def to(self, device: torch.device) -> ModelFamily: ...

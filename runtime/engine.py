@@ -1,0 +1,72 @@
+"""The one protocol of every engine: the CPU's, the GPU's, a fake. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microturn.runtime.plan import TickPlan
+
+if TYPE_CHECKING:
+    from microturn.model.family import Sampling
+
+
+@dataclass(frozen=True)
+class RowInput:
+    """What one session brings to a tick: its RowPlan says how much of each.
+
+    audio        [input_samples] fp32 at the model's input rate; empty when the row does not exec
+    context_ids  n_context ids
+    seed, sampling  constant over a session unless it changes them
+    """
+
+    audio: NDArray[np.float32]
+    context_ids: Sequence[int]
+    seed: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class RowOutput:
+    """What one session gets from a tick.
+
+    ok        False: logits or audio were not finite; nothing of this tick was committed for the
+              session
+    text_ids  [F] int64, codes [F, Q] int64, audio [output_samples] fp32; empty when the row did
+                         not exec
+    """
+
+    ok: bool
+    text_ids: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    audio: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TickOutputs:
+    """Outputs by session id, one for each row of the plan."""
+
+    rows: Mapping[str, RowOutput]
+
+
+class Engine(Protocol):
+    """Executes plans.
+
+    State changes only by a step that returns; one that raises changed nothing.
+    """
+
+    @property
+    def num_slots(self) -> int: ...
+    def step(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> TickOutputs:
+        """Runs and commits one tick. Rows that are not ok keep their last commit."""
+        ...
+
+    def warm_up(self) -> None:
+        """Runs every shape once, on slots that hold no session."""
+        ...
+
+    def close(self) -> None: ...
