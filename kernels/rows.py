@@ -4,10 +4,10 @@ stands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,6 +111,49 @@ class RowBatch:
         """[R] int64: the position of each row of `run_rows`."""
         return self.positions[self.run_rows]
 
+    @cached_property
+    def line_slots(self) -> Tensor:
+        """[N] int64: the slot of each of `lines`."""
+        slots = [line.slot for line in self.lines]
+        return torch.tensor(slots, dtype=torch.int64, device=self.positions.device)
+
+    @cached_property
+    def fresh_lines(self) -> Tensor | None:
+        """[N] bool: which of `lines` begin at position 0; None when none does."""
+        fresh = [line.position == 0 for line in self.lines]
+        if not any(fresh):
+            return None
+        return torch.tensor(fresh, dtype=torch.bool, device=self.positions.device)
+
+    @cached_property
+    def line_length(self) -> int | None:
+        """Rows of every line when all run and bring equally many, so that [T, C] is also
+        [N, line_length, C]; else None.
+        """
+        lengths = {line.stop - line.start for line in self.lines}
+        if len(lengths) != 1:
+            return None
+        (length,) = lengths
+        return length if length * len(self.lines) == self.num_rows else None
+
+    @cached_property
+    def equal_lines(self) -> tuple[Tensor, ...]:
+        """For each length L among the lines that run: [n, L] int64, the rows of its n lines."""
+        by_length: dict[int, list[range]] = {}
+        for line in self.lines:
+            by_length.setdefault(line.stop - line.start, []).append(range(line.start, line.stop))
+        return tuple(
+            torch.tensor([list(r) for r in ranges], dtype=torch.int64, device=self.positions.device)
+            for ranges in by_length.values()
+        )
+
+    @cached_property
+    def derived(self) -> dict[Hashable, Any]:
+        """Index tensors that an op worked out from these rows alone, kept for the step's other
+        layers; the key begins with the op's name.
+        """
+        return {}
+
     @property
     def num_rows(self) -> int:
         return int(self.positions.shape[0])
@@ -121,12 +164,21 @@ class RowBatch:
             return self
         if ratio not in self._finer:
             steps = torch.arange(ratio, device=self.positions.device)
-            self._finer[ratio] = RowBatch(
+            finer = RowBatch(
                 self.slot_ids,
                 self.row_offsets * ratio,
                 (self.positions[:, None] * ratio + steps).reshape(-1),
                 self.exec_mask,
             )
+            vars(finer).update(  # known already: spares the finer level its read-back
+                lines=tuple(
+                    Line(slot, start * ratio, stop * ratio, position * ratio)
+                    for slot, start, stop, position in self.lines
+                ),
+                line_slots=self.line_slots,
+                fresh_lines=self.fresh_lines,
+            )
+            self._finer[ratio] = finer
         return self._finer[ratio]
 
     @cached_property
