@@ -1,0 +1,11 @@
+"""The mixture of experts: rows through the experts they were routed to, and combined."""
+
+from microturn.kernels.grouped_experts.layout import ExpertLayout
+from microturn.kernels.grouped_experts.op import (
+    ExpertInputs,
+    ExpertWeights,
+    grouped_experts,
+    swiglu,
+)
+
+__all__ = ["ExpertInputs", "ExpertLayout", "ExpertWeights", "grouped_experts", "swiglu"]

@@ -1,0 +1,84 @@
+"""router in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microturn.kernels.rows import RowBatch
+from microturn.kernels.tiles import matmul_rows, round_up
+
+# torch rounds exp differently in whole vectors and in what is left over at the end of a tensor;
+# tensors of a multiple of two AVX-512 registers leave nothing over.
+VECTOR = 32
+
+
+@dataclass(frozen=True)
+class RouterWeights:
+    """The gate of one layer.
+
+    weight     [E + Sh, H]: the routed experts, then the shared ones
+    bias       [E] fp32, added to the score for selection only
+    top_k      A, routed experts a row goes to
+    num_shared Sh, experts every row goes to
+    scale      what the weights of a row sum to: a number or a tensor of one element
+    """
+
+    weight: Tensor
+    bias: Tensor
+    top_k: int
+    num_shared: int
+    scale: Tensor | float
+
+    @property
+    def num_experts(self) -> int:
+        return int(self.weight.shape[0]) - self.num_shared
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the router decided for T rows.
+
+    topk_ids       [T, A] int32, by falling selection score, ties to the lower id
+    topk_weights   [T, A] fp32
+    shared_weights [T, Sh] fp32
+    """
+
+    topk_ids: Tensor
+    topk_weights: Tensor
+    shared_weights: Tensor
+
+
+def core(x: Tensor, weights: RouterWeights) -> Routing:
+    """x [T, H] -> Routing, differentiable in x, weight and scale (selection has no gradient)."""
+    n, e = weights.weight.shape[0], weights.num_experts
+    gate = F.pad(weights.weight.float(), (0, 0, 0, round_up(n, VECTOR) - n))
+    logits = matmul_rows(x.float(), gate)
+    scores = torch.sigmoid(logits.detach())[:, :e] + weights.bias
+    ids = scores.argsort(dim=-1, descending=True, stable=True)[:, : weights.top_k]
+    logs = F.logsigmoid(logits)
+    # In logs: sigmoids that all underflow would divide zero by zero.
+    chosen = torch.cat([logs[:, :e].gather(1, ids), logs[:, e:n]], dim=1)
+    share = torch.softmax(chosen, dim=-1) * weights.scale
+    return Routing(ids.int(), share[:, : weights.top_k], share[:, weights.top_k :])
+
+
+def router_reference(
+    x: Tensor,
+    weights: RouterWeights,
+    state: None = None,
+    rows: RowBatch | None = None,
+    *,
+    out: Routing | None = None,
+) -> Routing:
+    """See `router`."""
+    routing = core(x, weights)
+    if out is None:
+        return routing
+    out.topk_ids.copy_(routing.topk_ids)
+    out.topk_weights.copy_(routing.topk_weights)
+    out.shared_weights.copy_(routing.shared_weights)
+    return out
