@@ -1,0 +1,109 @@
+# Everything runs in .venv, which is made on demand and refreshed when pyproject.toml changes.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint wheel-test clean distclean
+
+# Interpreters to try, in order; the first of at least 3.11 that can make environments is taken.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+# torch on machines without an NVIDIA GPU, and the package index to take it from (empty: pip's own).
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+# Triton beside a torch that brings none of its own (a CPU build); others say which they need.
+TRITON ?= triton==3.6.0
+# More arguments for pytest: make test PYTEST_ARGS="tests/kernels -k linear"
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CAN_MAKE_VENV := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+TRITON_PIN = $$($(BIN)/python -c 'from importlib.metadata import distributions; \
+	torch = [d.requires or [] for d in distributions(name="torch")]; \
+	print("$(TRITON)" if torch and not any(r.startswith("triton") for r in torch[0]) else "")')
+
+# Names what takes long to download; pip's other words are shown only when it fails.
+pip_install = $(PIP) install $(1) 2>$(VENV)/pip.log | sed -u -n 's/^ *Downloading \(.* MB)\)/  \1/p' \
+	|| { cat $(VENV)/pip.log >&2; exit 1; }
+
+define install
+	@if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  found=; \
+	  for python in $(PYTHON); do \
+	    if "$$python" -c '$(CAN_MAKE_VENV)' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No Python of 3.11 or newer with its venv module among: $(PYTHON)."; \
+	    echo "Install one (on Debian and Ubuntu with python3-venv), or name it: make PYTHON=/path/to/python3"; \
+	    exit 1; \
+	  fi >&2; \
+	  echo "Making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv --clear $(VENV); \
+	fi
+	@if ! command -v nvidia-smi >/dev/null; then \
+	  echo "No NVIDIA GPU: installing $(TORCH)"; \
+	  $(call pip_install,$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'); \
+	fi
+	@echo "Installing microturn$(EXTRAS)"
+	@$(call pip_install,-e '.$(EXTRAS)' $(TRITON_PIN))
+endef
+
+help:
+	@echo "make demo        stream a recording through interaction-tiny: demo/reply.{wav,json,png}"
+	@echo "make test        the whole test suite"
+	@echo "make lint        ruff and mypy"
+	@echo "make wheel-test  build the wheel and run the fast tests against it"
+	@echo "make clean       remove what was built (distclean: the environment too)"
+	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS (see the top of this file)"
+
+$(VENV)/.base: pyproject.toml
+	$(install)
+	@touch $@
+
+# moshi goes without its dependencies: its torch pin is stale, and oracles lists what it needs.
+$(VENV)/.dev: EXTRAS := [dev,oracles]
+$(VENV)/.dev: pyproject.toml
+	$(install)
+	@$(call pip_install,--no-deps 'moshi==0.2.13')
+	@touch $(VENV)/.base $@
+
+demo: $(VENV)/.base
+	@$(BIN)/microturn run tests/data/jfk.flac --out demo/reply.wav --realtime
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+# A second environment without pip: the wheel, and behind it the packages of .venv. A .pth file adds
+# a folder but does not read the .pth files inside, so the editable checkout stays out of sight.
+WHEEL_VENV := .venv-wheel
+WHEEL_PYTHON := $(CURDIR)/$(WHEEL_VENV)/bin/python
+wheel-test: $(VENV)/.dev
+	@rm -rf dist build $(WHEEL_VENV)
+	@echo "Building dist/"
+	@$(BIN)/python -m build --outdir dist >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(BIN)/python -m venv --without-pip $(WHEEL_VENV)
+	@$(PIP) --python $(WHEEL_PYTHON) install --quiet --no-deps dist/*.whl
+	@site=$$($(WHEEL_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$$site/packages_of_venv.pth"
+	@away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; cd "$$away"; \
+	$(WHEEL_PYTHON) -P -c 'import sys, microturn.runtime as r; \
+	  sys.exit(None if r.__file__.startswith(sys.prefix) else f"not the wheel: {r.__file__}")'; \
+	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" $(WHEEL_PYTHON) -P -m pytest -q -p no:cacheprovider \
+	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m "not oracle and not slow" \
+	  $(CURDIR)/tests $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist demo *.egg-info $(WHEEL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find kernels model runtime bench profiling tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
