@@ -1,0 +1,338 @@
+"""streaming_attention in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microturn.kernels.arena import LEAF, ArenaKind, ArenaSpec, Pages, Ring, ring_capacity
+from microturn.kernels.rows import RowBatch
+from microturn.kernels.streaming_attention.layout import (
+    GROUP_LEAVES,
+    AttentionPart,
+    build_parts,
+)
+from microturn.kernels.streaming_attention.merge import NOTHING, merge
+from microturn.kernels.streaming_attention.rope import apply_rope
+from microturn.kernels.tiles import TILE_ROWS, WIDTH, round_up
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What the rows bring, packed.
+
+    q [T, H, D], k and v [T, Hkv, D] with H a multiple of Hkv, r [T, H, d_rel] where there is a
+    relative bias.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    r: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The bank of the relative bias and the static numbers of one attention layer.
+
+    window     keys a query sees, itself included
+    scale      factor of q . k
+    rel_bank   [d_rel, extent]: column d is for keys d positions back
+    log_floor  visible keys up to which tau is 1; None: tau is always 1
+    log_alpha  slope of tau
+    rope_theta base of the rotary embedding; None: none
+    """
+
+    window: int
+    scale: float
+    rel_bank: Tensor | None = None
+    log_floor: int | None = None
+    log_alpha: float = 0.0
+    rope_theta: float | None = None
+
+
+@dataclass(frozen=True)
+class KVState:
+    """Keys (turned, where there is rope) and values of past positions, [..., Hkv, D] each."""
+
+    k: Ring | Pages
+    v: Ring | Pages
+
+
+def kv_specs(
+    prefix: str,
+    *,
+    kind: ArenaKind,
+    window: int,
+    max_rows_per_tick: int,
+    num_kv_heads: int,
+    head_dim: int,
+    cursor: str,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[ArenaSpec, ArenaSpec]:
+    """The arenas `{prefix}.k` and `{prefix}.v`; kind is "ring" or "pages" (of one leaf each).
+
+    Raises ValueError on another kind.
+    """
+    if kind not in ("ring", "pages"):
+        raise ValueError(f"keys and values live in a 'ring' or in 'pages', got {kind!r}")
+    capacity = ring_capacity(window, max_rows_per_tick)
+    shape = (num_kv_heads, head_dim)
+    k, v = (
+        ArenaSpec(f"{prefix}.{part}", kind, shape, capacity, cursor, dtype, page_size=LEAF)
+        for part in ("k", "v")
+    )
+    return k, v
+
+
+def log_scale(positions: Tensor, weights: AttentionWeights) -> Tensor | None:
+    """tau = 1 + alpha * ln(max(1, visible keys / floor)) by position, fp32; None where it is 1."""
+    if weights.log_floor is None:
+        return None
+    visible = (positions + 1).clamp_max(weights.window).double()
+    return (1 + weights.log_alpha * (visible / weights.log_floor).clamp_min(1).log()).float()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _by_key(rel: Tensor) -> Tensor:
+    """rel [..., T, E], a value by distance -> [..., T, T], the same value by key, zero where the
+    distance is negative or not below E.
+
+    Reversed, padded to width E + T and read again at width E + T - 1, each row moves one further
+    to the right than the row above.
+    """
+    length, extent = rel.shape[-2:]
+    padded = F.pad(rel.flip(-1), (0, length)).flatten(-2)
+    width = extent + length - 1
+    sheared = padded[..., : length * width].reshape(*rel.shape[:-1], width)
+    return sheared[..., extent - 1 :]
+
+
+def core(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor | None,
+    weights: AttentionWeights,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Masked softmax attention over whole sequences, differentiable, quadratic in T.
+
+    q [..., T, H, D], k and v [..., T, Hkv, D], r [..., T, H, d_rel] or None, positions [..., T]
+    int64 (from 0 on when None) -> [..., T, H, D], dtype of q.
+    """
+    length, num_heads, head_dim = q.shape[-3:]
+    num_kv_heads = k.shape[-2]
+    if positions is None:
+        positions = torch.arange(length, device=q.device)
+    if weights.rope_theta is not None:
+        q = apply_rope(q, positions, weights.rope_theta)
+        k = apply_rope(k, positions, weights.rope_theta)
+    keys = _wide(k).transpose(-3, -2)
+    values = _wide(v).transpose(-3, -2)
+    queries = _wide(q).transpose(-3, -2) * weights.scale
+    by_kv_head = (*keys.shape[:-2], num_heads // num_kv_heads * length)
+    grouped = queries.reshape(*by_kv_head, head_dim)
+    logits = (grouped @ keys.transpose(-2, -1)).reshape(*queries.shape[:-1], length)
+    if r is not None and weights.rel_bank is not None:
+        bank = _wide(weights.rel_bank)[:, :length]
+        logits = logits + _by_key(_wide(r).transpose(-3, -2) @ bank)
+    tau = log_scale(positions, weights)
+    if tau is not None:
+        logits = logits * tau[..., None, :, None]
+    index = torch.arange(length, device=q.device)
+    distance = index[:, None] - index
+    hidden = (distance < 0) | (distance >= weights.window)
+    shares = logits.masked_fill(hidden, float("-inf")).softmax(-1)
+    mixed = (shares.reshape(*by_kv_head, length) @ values).reshape(queries.shape)
+    return mixed.transpose(-3, -2).to(q.dtype)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A part, and what a step's layers of one shape share about it.
+
+    factor     what multiplies q: the scale, times tau [N * Hkv * 8, 1] where there is one
+    tau        what multiplies r, or None
+    bias_index [P * Hkv * 8 * 128] int64 into the bias by distance [N * Hkv * 8, bias_width]
+    ring_rows  `_leaf_rows` by ring capacity, filled when first needed
+    """
+
+    part: AttentionPart
+    factor: float | Tensor
+    tau: Tensor | None
+    bias_index: Tensor | None
+    bias_width: int
+    ring_rows: dict[int, Tensor]
+
+
+def _plan(part: AttentionPart, weights: AttentionWeights, num_kv_heads: int) -> _Plan:
+    tau = log_scale(part.positions, weights)
+    factor: float | Tensor = weights.scale
+    if tau is not None:
+        tau = tau.expand(-1, num_kv_heads, -1, -1).reshape(-1, 1)
+        factor = tau * weights.scale
+    if weights.rel_bank is None:
+        return _Plan(part, factor, tau, None, 0, {})
+    extent = weights.rel_bank.shape[1]
+    reaches_zero = weights.window > extent
+    width = round_up(extent + reaches_zero, WIDTH)
+    column = part.distance.clamp(0, extent if reaches_zero else extent - 1)
+    places = num_kv_heads * TILE_ROWS
+    place = torch.arange(places, device=column.device).view(num_kv_heads, TILE_ROWS)
+    query = part.pair_tile[:, None, None] * places + place
+    return _Plan(part, factor, tau, (query[..., None] * width + column).reshape(-1), width, {})
+
+
+def _plans(
+    rows: RowBatch, weights: AttentionWeights, num_kv_heads: int, group: int
+) -> tuple[_Plan, ...]:
+    extent = None if weights.rel_bank is None else weights.rel_bank.shape[1]
+    log = (weights.log_floor, weights.log_alpha)
+    key = ("streaming_attention", num_kv_heads, group, weights.window, weights.scale, extent, log)
+    if key not in rows.derived:
+        parts = build_parts(rows, weights.window, num_kv_heads, group)
+        rows.derived[key] = tuple(_plan(part, weights, num_kv_heads) for part in parts)
+    return rows.derived[key]  # type: ignore[no-any-return]
+
+
+def _leaf_rows(arena: Ring | Pages, part: AttentionPart) -> Tensor:
+    """[P * Hkv * 128] int64: the (position, kv head) rows of the leaves, head before position."""
+    first = part.leaf_index * LEAF
+    if isinstance(arena, Ring):
+        starts = part.leaf_slot * arena.capacity + first % arena.capacity
+    else:
+        index = first // arena.page_size % arena.page_table.shape[1]
+        page = arena.page_table[part.leaf_slot, index].long()
+        starts = page * arena.page_size + first % arena.page_size
+    num_kv_heads = arena.data.shape[2]
+    inside = torch.arange(LEAF * num_kv_heads, device=starts.device).view(LEAF, num_kv_heads).t()
+    return ((starts * num_kv_heads)[:, None, None] + inside).reshape(-1)
+
+
+def _kv_rows(state: KVState, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """`_leaf_rows` of k and of v. A ring's are kept for the step; a page table may change."""
+    k, v = state.k, state.v
+    if isinstance(k, Ring) and isinstance(v, Ring) and k.capacity == v.capacity:
+        if k.capacity not in plan.ring_rows:
+            plan.ring_rows[k.capacity] = _leaf_rows(k, plan.part)
+        return plan.ring_rows[k.capacity], plan.ring_rows[k.capacity]
+    k_rows = _leaf_rows(k, plan.part)
+    if isinstance(k, Pages) and isinstance(v, Pages) and k.page_table is v.page_table:
+        return k_rows, k_rows
+    return k_rows, _leaf_rows(v, plan.part)
+
+
+def _bias(r: Tensor, bank: Tensor, plan: _Plan) -> Tensor:
+    """r [T * H, d_rel], bank [d_rel, extent] -> [P * Hkv * 8 * 128] fp32."""
+    bank = bank.float()
+    if bank.shape[1] != plan.bias_width:
+        bank = F.pad(bank, (0, plan.bias_width - bank.shape[1]))
+    tiles = r.index_select(0, plan.part.queries).float()
+    if plan.tau is not None:
+        tiles = tiles * plan.tau
+    tiles = tiles.view(-1, TILE_ROWS, tiles.shape[-1])
+    by_distance = torch.bmm(tiles, bank.expand(tiles.shape[0], -1, -1))
+    assert plan.bias_index is not None
+    return by_distance.view(-1).index_select(0, plan.bias_index)
+
+
+def _attend(
+    q: Tensor, r: Tensor | None, weights: AttentionWeights, state: KVState, plan: _Plan
+) -> Tensor:
+    """q [T * H, D], r [T * H, d_rel] -> [N * Hkv * 8, D] fp32, the queries of one part."""
+    part = plan.part
+    head_dim, num_kv_heads = q.shape[1], state.k.data.shape[2]
+    num_tiles, num_pairs = part.positions.shape[0], part.pair_tile.shape[0]
+    places = num_kv_heads * TILE_ROWS
+
+    k_rows, v_rows = _kv_rows(state, plan)
+    keys = state.k.data.view(-1, head_dim).index_select(0, k_rows).float()
+    tiles = q.index_select(0, part.queries).float() * plan.factor
+    if num_tiles > 1:
+        tiles = tiles.view(num_tiles, -1).index_select(0, part.pair_tile)
+    else:
+        tiles = tiles.expand(num_pairs, -1, -1)
+    logits = torch.bmm(
+        tiles.reshape(-1, TILE_ROWS, head_dim), keys.view(-1, LEAF, head_dim).transpose(1, 2)
+    )
+    if r is not None and weights.rel_bank is not None:
+        logits += _bias(r, weights.rel_bank, plan).view(logits.shape)
+    logits = logits.view(num_pairs, num_kv_heads, TILE_ROWS, LEAF)
+    logits.masked_fill_(part.hidden, float("-inf"))
+
+    maxima = logits.amax(-1, keepdim=True).clamp_min_(NOTHING)
+    shares = logits.sub_(maxima).exp_()
+    values = state.v.data.view(-1, head_dim).index_select(0, v_rows).float()
+    values.index_fill_(0, part.dead, 0.0)
+    mixed = torch.bmm(shares.view(-1, TILE_ROWS, LEAF), values.view(-1, LEAF, head_dim))
+    sums = torch.cat((mixed.view(num_pairs, places, -1), shares.sum(-1).view(-1, places, 1)), -1)
+
+    cells = num_tiles * part.num_groups * GROUP_LEAVES
+    all_sums = sums.new_zeros(cells, places, head_dim + 1).index_copy_(0, part.cells, sums)
+    all_maxima = maxima.new_full((cells, places), NOTHING)
+    all_maxima.index_copy_(0, part.cells, maxima.view(num_pairs, places))
+    top, total = merge(
+        all_maxima.view(-1, GROUP_LEAVES, places), all_sums.view(-1, GROUP_LEAVES, *sums.shape[1:])
+    )
+    if part.num_groups > 1:
+        top, total = merge(
+            top.view(num_tiles, part.num_groups, places),
+            total.view(num_tiles, part.num_groups, *sums.shape[1:]),
+        )
+    total = total.view(-1, head_dim + 1)
+    return total[:, :head_dim] / total[:, head_dim:]
+
+
+def _streamed(
+    x: AttentionInputs, weights: AttentionWeights, state: KVState, rows: RowBatch
+) -> Tensor:
+    q, k, v, r = x.q, x.k, x.v, x.r
+    if weights.rope_theta is not None:
+        q = apply_rope(q, rows.positions, weights.rope_theta)
+        k = apply_rope(k, rows.positions, weights.rope_theta)
+    run, slots = rows.run_rows, rows.run_slots
+    if run.shape[0] != k.shape[0]:
+        k, v = k.index_select(0, run), v.index_select(0, run)
+    state.k.write(slots, rows.run_positions, k)
+    state.v.write(slots, rows.run_positions, v)
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads = k.shape[1]
+    y = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    flat_q, flat_r = q.reshape(-1, head_dim), None if r is None else r.reshape(-1, r.shape[-1])
+    for plan in _plans(rows, weights, num_kv_heads, num_heads // num_kv_heads):
+        result = _attend(flat_q, flat_r, weights, state, plan)
+        y.view(-1, head_dim).index_copy_(0, plan.part.queries, result.to(y.dtype))
+    return y
+
+
+def _whole(x: AttentionInputs, weights: AttentionWeights, rows: RowBatch) -> Tensor:
+    y = torch.zeros_like(x.q)
+    for index in rows.equal_lines:
+        r = None if x.r is None else x.r[index]
+        part = core(x.q[index], x.k[index], x.v[index], r, weights, rows.positions[index])
+        y = y.index_copy(0, index.reshape(-1), part.flatten(0, 1))
+    return y
+
+
+def streaming_attention_reference(
+    x: AttentionInputs,
+    weights: AttentionWeights,
+    state: KVState | None,
+    rows: RowBatch,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `streaming_attention`."""
+    if state is None:
+        y = _whole(x, weights, rows)
+    else:
+        with torch.no_grad():
+            y = _streamed(x, weights, state, rows)
+    return y if out is None else out.copy_(y)
