@@ -1,0 +1,244 @@
+"""Modules that hold the weights of the codec's ops as the ops want them, and name their state.
+
+Fresh parameters are uninitialised: load them, or call `reset_parameters` of the codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from microturn.kernels.arena import ArenaSpec, Ring, Twice
+from microturn.kernels.causal_conv import ConvWeights, causal_conv
+from microturn.kernels.codec_transformer import (
+    CodecLayerWeights,
+    CodecTransformerWeights,
+    codec_transformer,
+)
+from microturn.kernels.conv_transpose import ConvTransposeWeights, conv_transpose
+from microturn.kernels.residual_unit import ResidualUnitWeights, residual_unit
+from microturn.kernels.rows import RowBatch
+from microturn.kernels.streaming_attention import KVState, kv_specs
+from microturn.model.family import ArenaSet
+from microturn.model.mimi.config import MimiConfig
+
+CURSOR = "frames"
+"""The counter that positions the codec's state."""
+
+ELU_GAIN = 1.245
+"""1 / rms(ELU(z)) for z of unit variance: keeps it from layer to layer."""
+
+
+def tail_spec(name: str, shape: tuple[int, int]) -> ArenaSpec:
+    """The arena of a tail that is rewritten every tick."""
+    return ArenaSpec(name, "twice", shape, 1, CURSOR)
+
+
+def tail_view(arenas: ArenaSet, name: str) -> Twice:
+    view = arenas.view(name)
+    assert isinstance(view, Twice), f"{name} must be a Twice arena"
+    return view
+
+
+class Conv(nn.Module):
+    """causal_conv: weight [Cout, K, Cin], bias [Cout] or None."""
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        pad: Literal["zero", "replicate"] = "zero",
+        elu: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.elu = stride, elu
+        self.pad: Literal["zero", "replicate"] = pad
+        self.weight = nn.Parameter(torch.empty(width, kernel, channels))
+        self.register_parameter("bias", nn.Parameter(torch.empty(width)) if bias else None)
+
+    def reset_parameters(self, generator: torch.Generator, gain: float = 1.0) -> None:
+        """An output as large as `gain` times its input (times ELU's loss), no bias."""
+        _, kernel, channels = self.weight.shape
+        std = gain * (ELU_GAIN if self.elu else 1.0) / (kernel * channels) ** 0.5
+        with torch.no_grad():
+            self.weight.normal_(0, std, generator=generator)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @property
+    def weights(self) -> ConvWeights:
+        return ConvWeights(self.weight, self.bias, self.stride, self.pad, self.elu)
+
+    def arena_specs(self, name: str) -> Sequence[ArenaSpec]:
+        return (tail_spec(name, self.weights.tail_shape),)
+
+    def forward(self, x: Tensor, state: Twice | None, rows: RowBatch) -> Tensor:
+        return causal_conv(x, self.weights, state, rows)
+
+
+class ConvTranspose(nn.Module):
+    """conv_transpose with a kernel of two strides: weight [K, Cout, Cin] ([K, C] depthwise), bias
+    [Cout] or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        *,
+        depthwise: bool = False,
+        elu: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.elu = stride, elu
+        shape = (2 * stride, channels) if depthwise else (2 * stride, width, channels)
+        self.weight = nn.Parameter(torch.empty(*shape))
+        self.register_parameter("bias", nn.Parameter(torch.empty(width)) if bias else None)
+
+    def reset_parameters(self, generator: torch.Generator, gain: float = 1.0) -> None:
+        """As `Conv.reset_parameters`."""
+        fan_in = 2 * (1 if self.weight.dim() == 2 else self.weight.shape[2])
+        std = gain * (ELU_GAIN if self.elu else 1.0) / fan_in**0.5
+        with torch.no_grad():
+            self.weight.normal_(0, std, generator=generator)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @property
+    def weights(self) -> ConvTransposeWeights:
+        return ConvTransposeWeights(self.weight, self.bias, self.stride, self.elu)
+
+    def arena_specs(self, name: str) -> Sequence[ArenaSpec]:
+        return (tail_spec(name, self.weights.tail_shape),)
+
+    def forward(self, x: Tensor, state: Twice | None, rows: RowBatch) -> Tensor:
+        return conv_transpose(x, self.weights, state, rows)
+
+
+class ResidualUnit(nn.Module):
+    """residual_unit over `channels`, 1 / compress as wide inside."""
+
+    def __init__(self, channels: int, config: MimiConfig) -> None:
+        super().__init__()
+        hidden = channels // config.compress
+        self.inner = Conv(channels, hidden, config.residual_kernel_size, elu=True)
+        self.outer = Conv(hidden, channels, 1, elu=True)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """A branch half as large as the identity."""
+        self.inner.reset_parameters(generator)
+        self.outer.reset_parameters(generator, 0.5)
+
+    @property
+    def weights(self) -> ResidualUnitWeights:
+        return ResidualUnitWeights(self.inner.weights, self.outer.weights)
+
+    def arena_specs(self, name: str) -> Sequence[ArenaSpec]:
+        return (tail_spec(name, self.weights.tail_shape),)
+
+    def forward(self, x: Tensor, state: Twice | None, rows: RowBatch) -> Tensor:
+        return residual_unit(x, self.weights, state, rows)
+
+
+class TransformerLayer(nn.Module):
+    """The parameters of one `CodecLayerWeights`, under its names."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        dim, ff = config.dim, config.ff_dim
+        self.norm1_gain = nn.Parameter(torch.empty(dim))
+        self.norm1_bias = nn.Parameter(torch.empty(dim))
+        self.in_proj = nn.Parameter(torch.empty(3 * dim, dim))
+        self.out_proj = nn.Parameter(torch.empty(dim, dim))
+        self.scale1 = nn.Parameter(torch.empty(dim))
+        self.norm2_gain = nn.Parameter(torch.empty(dim))
+        self.norm2_bias = nn.Parameter(torch.empty(dim))
+        self.ff_in = nn.Parameter(torch.empty(ff, dim))
+        self.ff_out = nn.Parameter(torch.empty(dim, ff))
+        self.scale2 = nn.Parameter(torch.empty(dim))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Matrices that keep variance, layer scales of 0.01: nearly the identity."""
+        with torch.no_grad():
+            for matrix in (self.in_proj, self.out_proj, self.ff_in, self.ff_out):
+                matrix.normal_(0, matrix.shape[1] ** -0.5, generator=generator)
+            for gain in (self.norm1_gain, self.norm2_gain):
+                gain.fill_(1.0)
+            for bias in (self.norm1_bias, self.norm2_bias):
+                bias.zero_()
+            for scale in (self.scale1, self.scale2):
+                scale.fill_(0.01)
+
+    @property
+    def weights(self) -> CodecLayerWeights:
+        return CodecLayerWeights(**self._parameters)  # type: ignore[arg-type]
+
+
+class Transformer(nn.Module):
+    """codec_transformer at the rate of the latents."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for layer in self._layers:
+            layer.reset_parameters(generator)
+
+    @property
+    def _layers(self) -> list[TransformerLayer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+    @property
+    def weights(self) -> CodecTransformerWeights:
+        config = self.config
+        return CodecTransformerWeights(
+            tuple(layer.weights for layer in self._layers),
+            num_heads=config.num_heads,
+            window=config.context,
+            rope_theta=config.rope_theta,
+        )
+
+    def arena_specs(self, name: str, max_frames: int) -> Sequence[ArenaSpec]:
+        config = self.config
+        return tuple(
+            spec
+            for i in range(config.num_layers)
+            for spec in kv_specs(
+                f"{name}.{i}",
+                kind="ring",
+                window=config.context,
+                max_rows_per_tick=max_frames * config.resample_stride,
+                num_kv_heads=config.num_heads,
+                head_dim=config.head_dim,
+                cursor=CURSOR,
+            )
+        )
+
+    def bind(self, arenas: ArenaSet, name: str) -> tuple[KVState, ...]:
+        def ring(part: str) -> Ring:
+            view = arenas.view(part)
+            assert isinstance(view, Ring), f"{part} must be a Ring arena"
+            return view
+
+        return tuple(
+            KVState(ring(f"{name}.{i}.k"), ring(f"{name}.{i}.v"))
+            for i in range(self.config.num_layers)
+        )
+
+    def forward(self, x: Tensor, state: Sequence[KVState] | None, rows: RowBatch) -> Tensor:
+        return codec_transformer(x, self.weights, state, rows)
