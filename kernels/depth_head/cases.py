@@ -1,0 +1,112 @@
+"""Shapes of depth_head, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from microturn.kernels.registry import OpInputs
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class DepthCase:
+    """B rows from trunk width H through L layers of width D and gate G to Q codebooks of V."""
+
+    B: int
+    H: int
+    D: int
+    L: int
+    heads: int
+    G: int
+    Q: int
+    V: int
+    reason: str
+
+    @property
+    def id(self) -> str:
+        return (
+            f"B={self.B},H={self.H},D={self.D},L={self.L},heads={self.heads},"
+            f"G={self.G},Q={self.Q},V={self.V}"
+        )
+
+    @property
+    def _products(self) -> int:
+        """Matrix values one frame passes through."""
+        layer = 4 * self.D * self.D + 3 * self.D * self.G
+        return self.Q * (self.D * self.H + self.L * layer + self.V * self.D)
+
+    @property
+    def flops(self) -> int:
+        pairs = self.Q * (self.Q + 1) // 2
+        return 2 * self.B * (self._products + 2 * pairs * self.L * self.D)
+
+    def bytes(self, itemsize: int) -> int:
+        gains = 2 * self.L * self.D
+        looked_up = self.B * self.Q * self.D
+        inputs = self.B * (self.H * itemsize + 4 + 4 * 8)
+        outputs = self.B * (8 * self.Q + 1)
+        return (self._products + gains + looked_up) * itemsize + inputs + outputs
+
+
+CASES = (
+    DepthCase(0, 32, 32, 1, 2, 48, 2, 16, "no rows"),
+    DepthCase(1, 256, 128, 2, 4, 352, 4, 256, "one session of interaction-tiny"),
+    DepthCase(3, 64, 32, 2, 2, 48, 1, 32, "a single codebook: no step looks back"),
+    DepthCase(11, 48, 64, 1, 4, 80, 8, 37, "prime rows over a tile, odd codebook size"),
+    DepthCase(64, 64, 32, 2, 2, 48, 3, 32, "as many sessions as a machine serves"),
+    DepthCase(2, 32, 32, 1, 2, 32, 32, 16, "the most steps a frame may have"),
+)
+
+
+def make_inputs(
+    case: DepthCase,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> OpInputs:
+    """Gaussian inputs and weights of the case's shape; dtype fp32 unless given."""
+    import torch
+
+    from microturn.kernels.depth_head.reference import DepthInputs
+    from microturn.kernels.depth_head.weights import DepthWeights
+    from microturn.kernels.sampling.reference import CODEBOOK_STREAM, SamplingParams
+
+    dtype = dtype or torch.float32
+    g = torch.Generator().manual_seed(seed)
+    text_ids = 40
+
+    def gaussian(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, generator=g) * scale).to(device, dtype)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return gaussian(*shape, scale=shape[-1] ** -0.5)
+
+    c = case
+    weights = DepthWeights(
+        hidden_in=matrix(c.Q, c.D, c.H),
+        text_table=gaussian(text_ids, c.D),
+        code_tables=gaussian(c.Q - 1, c.V, c.D),
+        attention_gain=1 + gaussian(c.L, c.D, scale=0.1),
+        qkv=matrix(c.L, c.Q, 3 * c.D, c.D),
+        out=matrix(c.L, c.Q, c.D, c.D),
+        mlp_gain=1 + gaussian(c.L, c.D, scale=0.1),
+        gate_up=matrix(c.L, c.Q, 2 * c.G, c.D),
+        down=matrix(c.L, c.Q, c.D, c.G),
+        heads=matrix(c.Q, c.V, c.D),
+        num_heads=c.heads,
+        eps=1e-8,
+    )
+    params = SamplingParams(
+        torch.full((c.B,), 0.8).to(device),
+        torch.full((c.B,), 250).to(device),
+        torch.randint(-(2**63), 2**63 - 1, (c.B,), generator=g).to(device),
+        torch.randint(0, 100_000, (c.B,), generator=g).to(device),
+        CODEBOOK_STREAM,
+    )
+    ids = torch.randint(0, text_ids, (c.B,), generator=g).to(device)
+    inputs = DepthInputs(gaussian(c.B, c.H), ids, params)
+    return OpInputs(inputs, weights, None, None)
