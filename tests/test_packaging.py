@@ -20,14 +20,34 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 PUBLIC = {
-    "Config",
+    "AudioError",
+    "Clock",
+    "CloseCode",
+    "CloseReason",
+    "ConfigError",
+    "ContextError",
+    "DumpError",
+    "FastClock",
+    "ImageError",
+    "InputError",
+    "MicroturnError",
     "Output",
+    "QueueFull",
+    "RealClock",
+    "ReplayReport",
     "Runtime",
-    "RuntimeUnavailable",
+    "RuntimeClosed",
+    "RuntimeConfig",
+    "RuntimeFull",
     "Sampling",
     "Session",
     "SessionClosed",
-    "SessionError",
+    "SessionStats",
+    "TextEvent",
+    "VirtualClock",
+    "dumped_sessions",
+    "read_header",
+    "replay",
 }
 
 
@@ -144,6 +164,19 @@ def test_readme_tree_is_the_folders() -> None:
             named.add(base / name)
         stack.append((depth, base / names.split()[0]))
     assert {ROOT / folder for folder in (*FOLDERS, "tests")} <= named
+
+
+def test_readme_example_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a second of speech goes in; five ticks and the one that drains the codec come out."""
+    monkeypatch.chdir(ROOT)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(example.strip().splitlines()) == 10
+    exec(compile(example, "README.md", "exec"), {})
+    ticks = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert len(ticks) >= 5
+    assert ticks == list(range(ticks[0], ticks[0] + len(ticks)))
 
 
 def test_makefile_targets_in_documents_exist() -> None:

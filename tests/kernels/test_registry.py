@@ -94,9 +94,10 @@ def test_a_case_runs_and_is_finite(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize("name", OP_NAMES)
 def test_a_seed_fixes_the_inputs(name: str) -> None:
-    case = get(name).cases[-1]
+    cases = sorted(get(name).cases, key=lambda case: case.bytes(4))
+    case = cases[len(cases) // 2]
     first, again, other = (
-        [t.clone() for t in tensors(tuple(get(name).make_inputs(case, seed=seed)))]
+        [t.nan_to_num(0.5) for t in tensors(tuple(get(name).make_inputs(case, seed=seed)))]
         for seed in (1, 1, 2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
