@@ -49,6 +49,9 @@ def poisoned_memory() -> Iterator[None]:
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     def poisoned_empty(*args: Any, **kwargs: Any) -> Tensor:
+        # `with torch.device(...)` knows its constructors by identity and would miss this one.
+        if kwargs.get("device") is None:
+            kwargs["device"] = torch.get_default_device()
         return fill(empty(*args, **kwargs))
 
     def poisoned_empty_like(*args: Any, **kwargs: Any) -> Tensor:

@@ -1,0 +1,88 @@
+"""The interaction model: trunk, audio tower, text stream, feedback and depth head.
+
+No scheduling.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from microturn.kernels.rms_norm import RMSNormWeights, rms_norm
+from microturn.model.inkling.trunk import AudioTower, Trunk
+from microturn.model.interaction.config import InteractionConfig
+from microturn.model.interaction.depth import DepthHead
+from microturn.model.mimi.mimi import MimiDecoder
+
+
+class InteractionModel(nn.Module):
+    """Weights of one interaction model and its embeddings.
+
+    code_table [Q * (codebook_size + 1), H]: row q * (codebook_size + 1) + code; the last row of
+    each codebook is "no code" (spec/interaction.md section 1).
+    """
+
+    def __init__(self, config: InteractionConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, codec = config.trunk.hidden_size, config.codec
+        self.trunk = Trunk(config.trunk)
+        self.audio = AudioTower(hidden, config.audio_mels, config.audio_bins, config.trunk.eps)
+        self.depth = DepthHead(config.depth)
+        self.codec = MimiDecoder(codec)
+        rows = codec.codebook_size + 1
+        self.code_table = nn.Parameter(torch.empty(codec.num_codebooks * rows, hidden))
+        self.code_norm = nn.Parameter(torch.empty(hidden))
+        offsets = torch.arange(codec.num_codebooks) * rows
+        self.register_buffer("code_offsets", offsets, persistent=False)
+        self.code_offsets: Tensor
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Seeded random weights: untrained, but of the scale training starts from."""
+        self.trunk.reset_parameters(generator)
+        self.audio.reset_parameters(generator)
+        self.depth.reset_parameters(generator)
+        self.codec.reset_parameters(generator)
+        with torch.no_grad():
+            self.code_table.normal_(generator=generator)
+            self.code_norm.fill_(1.0)
+
+    def embed_feedback(self, text_ids: Tensor, codes: Tensor) -> Tensor:
+        """What an output position looks like when it is read back.
+
+        embed_norm(embed(text id)) + RMSNorm(sum over q of the code embeddings).
+        text_ids [R] int64, codes [R, Q] int64 -> [R, H].
+        """
+        rows = self.code_table[codes + self.code_offsets]
+        total = rows[:, 0]
+        for q in range(1, rows.shape[1]):
+            total = total + rows[:, q]
+        norm = RMSNormWeights(self.code_norm, self.config.trunk.eps)
+        return self.trunk.embed(text_ids) + rms_norm(total, norm)
+
+    def start_ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The first row of a session: text [1] and codes [1, Q]."""
+        codes = torch.full((1, self.config.codec.num_codebooks), self.config.codec.codebook_size)
+        return torch.tensor([self.config.start_id], device=device), codes.to(device)
+
+    def embed_rows(
+        self,
+        feedback: tuple[Tensor, Tensor],
+        context_ids: Tensor,
+        bins: Tensor,
+        order: Tensor,
+    ) -> Tensor:
+        """Embeds rows by kind, then puts them in their places.
+
+        feedback     text ids [F] and codes [F, Q]
+        context_ids  [C] int64
+        bins         [A, mels] int64
+        order        [T] int64: packed row -> index into feedback, context, audio laid end to end
+        Returns [T, H].
+        """
+        kinds = [self.embed_feedback(*feedback)]
+        if len(context_ids):
+            kinds.append(self.trunk.embed(context_ids))
+        if len(bins):
+            kinds.append(self.audio(bins))
+        return torch.cat(kinds)[order]

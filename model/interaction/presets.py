@@ -1,0 +1,170 @@
+"""The named sizes of spec/interaction.md section 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from microturn.model.inkling.config import TrunkConfig
+from microturn.model.interaction.config import ROWS_PER_COMMIT, InteractionConfig
+from microturn.model.interaction.depth import DepthConfig
+from microturn.model.mimi.config import MimiConfig
+
+# The released text vocabulary; <listen>, <delegate> and <start> take the rows its padding leaves.
+RELEASED_WORDS, RELEASED_ROWS = 200_058, 201_024
+# tiny_tokenizer.json beside this file.
+TINY_WORDS, TINY_ROWS = 581, 592
+
+
+def _small() -> InteractionConfig:
+    trunk = TrunkConfig(
+        hidden_size=4096,
+        num_layers=42,
+        global_layers=tuple(range(5, 42, 6)),
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        local_num_heads=32,
+        local_num_kv_heads=8,
+        local_head_dim=128,
+        sliding_window=512,
+        global_window=8192,
+        d_rel=16,
+        rel_extent=1024,
+        log_floor=128_000,
+        log_alpha=0.1,
+        num_dense_layers=2,
+        dense_width=16_384,
+        num_experts=256,
+        top_k=6,
+        num_shared_experts=2,
+        expert_width=2048,
+        route_scale=8.0,
+        vocab_size=RELEASED_ROWS,
+        unpadded_vocab_size=RELEASED_WORDS + 3,
+        mup_multiplier=16.0,
+        eps=1e-6,
+        conv_kernel=4,
+        max_rows_per_tick=ROWS_PER_COMMIT,
+    )
+    return _assemble("interaction-small", trunk, MimiConfig.interaction(), (1024, 6, 16, 2816))
+
+
+def _mini() -> InteractionConfig:
+    trunk = TrunkConfig(
+        hidden_size=1536,
+        num_layers=24,
+        global_layers=tuple(range(5, 24, 6)),
+        num_heads=12,
+        num_kv_heads=4,
+        head_dim=128,
+        local_num_heads=12,
+        local_num_kv_heads=4,
+        local_head_dim=128,
+        sliding_window=512,
+        global_window=8192,
+        d_rel=16,
+        rel_extent=1024,
+        log_floor=128_000,
+        log_alpha=0.1,
+        num_dense_layers=2,
+        dense_width=6144,
+        num_experts=64,
+        top_k=6,
+        num_shared_experts=2,
+        expert_width=384,
+        route_scale=8.0,
+        vocab_size=RELEASED_ROWS,
+        unpadded_vocab_size=RELEASED_WORDS + 3,
+        mup_multiplier=6.0,
+        eps=1e-6,
+        conv_kernel=4,
+        max_rows_per_tick=ROWS_PER_COMMIT,
+    )
+    return _assemble("interaction-mini", trunk, MimiConfig.interaction(), (1024, 6, 16, 2816))
+
+
+def _tiny() -> InteractionConfig:
+    trunk = TrunkConfig(
+        hidden_size=256,
+        num_layers=8,
+        global_layers=(3, 7),
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        local_num_heads=4,
+        local_num_kv_heads=2,
+        local_head_dim=64,
+        sliding_window=512,
+        global_window=2048,
+        d_rel=16,
+        rel_extent=1024,
+        log_floor=128_000,
+        log_alpha=0.1,
+        num_dense_layers=1,
+        dense_width=768,
+        num_experts=16,
+        top_k=2,
+        num_shared_experts=2,
+        expert_width=64,
+        route_scale=4.0,
+        vocab_size=TINY_ROWS,
+        unpadded_vocab_size=TINY_WORDS + 3,
+        mup_multiplier=1.0,
+        eps=1e-6,
+        conv_kernel=4,
+        max_rows_per_tick=ROWS_PER_COMMIT,
+    )
+    return _assemble(
+        "interaction-tiny",
+        trunk,
+        MimiConfig.tiny(),
+        (96, 2, 4, 192),
+        tokenizer="tiny_tokenizer.json",
+    )
+
+
+def _assemble(
+    name: str,
+    trunk: TrunkConfig,
+    codec: MimiConfig,
+    depth: tuple[int, int, int, int],
+    tokenizer: str | None = None,
+) -> InteractionConfig:
+    """depth: width, layers, heads and gate width of the depth head."""
+    depth_size, num_layers, num_heads, gate_size = depth
+    start = trunk.unpadded_vocab_size - 1
+    return InteractionConfig(
+        name=name,
+        trunk=trunk,
+        depth=DepthConfig(
+            hidden_size=trunk.hidden_size,
+            depth_size=depth_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            gate_size=gate_size,
+            num_codebooks=codec.num_codebooks,
+            codebook_size=codec.codebook_size,
+            text_vocab_size=trunk.unpadded_vocab_size,
+            eps=1e-6,
+        ),
+        codec=codec,
+        listen_id=start - 2,
+        delegate_id=start - 1,
+        start_id=start,
+        tokenizer=tokenizer,
+    )
+
+
+PRESETS: dict[str, Callable[[], InteractionConfig]] = {
+    "interaction-tiny": cache(_tiny),
+    "interaction-mini": cache(_mini),
+    "interaction-small": cache(_small),
+}
+
+
+def preset(name: str) -> InteractionConfig:
+    """The preset of that name. Raises ValueError listing the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]()

@@ -1,0 +1,106 @@
+"""Presets carry the sizes and ids that spec/interaction.md decides; files round-trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from microturn.model.inkling.trunk import Trunk
+from microturn.model.interaction import InteractionConfig, load, preset, save
+from microturn.model.interaction.sequence import TickRows, pack_order
+
+
+def test_small_is_the_published_trunk() -> None:
+    config = preset("interaction-small")
+    with torch.device("meta"):
+        trunk = Trunk(config.trunk)
+    assert sum(t.numel() for t in trunk.state_dict().values()) == 263_655_199_274
+    assert (config.listen_id, config.delegate_id, config.start_id) == (200_058, 200_059, 200_060)
+    assert config.trunk.global_layers == (5, 11, 17, 23, 29, 35, 41)
+    assert (config.codec.num_codebooks, config.codec.codebook_size) == (8, 2048)
+
+
+@pytest.mark.parametrize("name", ["interaction-tiny", "interaction-mini", "interaction-small"])
+def test_a_tick_is_whole_slots(name: str) -> None:
+    config = preset(name)
+    shape = config.tick_shape(100)
+    assert (shape.frames, shape.input_samples, shape.output_samples) == (2, 1600, 2400)
+    assert config.tick_shape(200).frames == 4
+    assert config.codec.frame_size == 1200
+    for wrong in (0, -50, 75, 3200):
+        with pytest.raises(ValueError, match="tick_ms"):
+            config.tick_shape(wrong)
+
+
+def test_tiny_fits_its_file_size() -> None:
+    """24 MB in fp16 is what ships (spec/interaction.md); the codec's encoder stays at home."""
+    with torch.device("meta"):
+        from microturn.model.interaction import InteractionModel
+
+        model = InteractionModel(preset("interaction-tiny"))
+    assert 2 * sum(t.numel() for t in model.state_dict().values()) <= 23.9e6
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ValueError, match=r"'tiny'; known: interaction-tiny, interaction-mini"):
+        load(preset="tiny")
+    with pytest.raises(ValueError, match="exactly one"):
+        load()
+
+
+def test_the_published_size_does_not_fit_here_and_says_so() -> None:
+    with pytest.raises(MemoryError, match="interaction-small needs"):
+        load(preset="interaction-small")
+
+
+def test_parts_that_do_not_fit_are_named() -> None:
+    tiny = preset("interaction-tiny")
+    depth = dataclasses.replace(tiny.depth, num_codebooks=3)
+    with pytest.raises(ValueError, match=r"depth.num_codebooks must be 4 here, got 3"):
+        dataclasses.replace(tiny, depth=depth)
+
+
+def test_config_survives_json() -> None:
+    tiny = preset("interaction-tiny")
+    again = InteractionConfig.from_dict(json.loads(json.dumps(tiny.to_dict())))
+    assert again == tiny
+    broken = tiny.to_dict() | {"tongue": 1}
+    with pytest.raises(ValueError, match="unknown fields"):
+        InteractionConfig.from_dict(broken)
+
+
+def test_saved_weights_load_again(tmp_path: Path) -> None:
+    family = load(preset="interaction-tiny", seed=3)
+    save(family, tmp_path)
+    again = load(checkpoint=tmp_path)
+    for (name, a), (_, b) in zip(
+        family.model.state_dict().items(), again.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a.half().float(), b.float()), name
+    assert again.tokenizer is not None
+    assert again.tokenizer.encode("<speak>stop") == family.tokenizer.encode("<speak>stop")  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_that_is_none_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        load(checkpoint=tmp_path)
+
+
+def test_text_goes_to_ids_and_back() -> None:
+    tokenizer = load(preset="interaction-tiny").tokenizer
+    assert tokenizer is not None
+    text = "remind me every 14 seconds, until i ask zurich to stop!"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    family = load(preset="interaction-tiny")
+    assert list(family.speak_ids) == tokenizer.encode("<speak>")
+    assert tokenizer.decode([family.listen_id, family.delegate_id]) == ""
+
+
+def test_rows_are_packed_line_by_line() -> None:
+    lines = [TickRows(1, 0, 2), TickRows(1, 1, 2)]
+    assert pack_order(lines) == [0, 3, 4, 1, 2, 5, 6]
+    assert pack_order([]) == []

@@ -1,0 +1,250 @@
+"""The tick program: its sequence, its bits, its isolation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from microturn.kernels.dmel import dmel
+from microturn.kernels.rows import RowBatch
+from microturn.kernels.testing import assert_bitwise_equal
+from microturn.model.family import Sampling, StepLine, StepOutputs
+from microturn.model.interaction import InteractionConfig, InteractionFamily, InteractionModel
+from microturn.model.interaction import preset as preset_config
+from microturn.runtime.arenas import Arenas
+
+DRAWN = Sampling()
+GREEDY = Sampling(text_temperature=0.0, audio_temperature=0.0)
+
+
+def _config(**trunk: Any) -> InteractionConfig:
+    """Tiny made smaller: two layers, one of each kind, windows that a short test overruns."""
+    tiny = preset_config("interaction-tiny")
+    sizes: dict[str, Any] = {
+        "num_layers": 3,
+        "global_layers": (1,),
+        "sliding_window": 10,
+        "global_window": 24,
+        "rel_extent": 12,
+        "log_floor": 8,
+        "num_experts": 4,
+    }
+    return dataclasses.replace(tiny, trunk=dataclasses.replace(tiny.trunk, **(sizes | trunk)))
+
+
+def _family(tick_ms: int = 100, seed: int = 0, **trunk: Any) -> InteractionFamily:
+    model = InteractionModel(_config(**trunk))
+    model.reset_parameters(torch.Generator().manual_seed(seed))
+    return InteractionFamily(model, tick_ms=tick_ms)
+
+
+@pytest.fixture(scope="module")
+def family() -> InteractionFamily:
+    return _family()
+
+
+class Driver:
+    """What an engine does with a family, no more: build lines, step, commit."""
+
+    def __init__(self, family: InteractionFamily, num_slots: int = 6) -> None:
+        self.family = family
+        self.arenas = Arenas(family.arena_specs(), num_slots)
+        for spec in family.arena_specs():
+            data = self.arenas.view(spec.name).data
+            if data.is_floating_point():
+                data.fill_(float("nan"))
+
+    def line(
+        self,
+        slot: int,
+        audio: Tensor | None,
+        context: Sequence[int] = (),
+        *,
+        seed: int = 0,
+        sampling: Sampling = DRAWN,
+    ) -> StepLine:
+        rows = self.arenas.committed("rows", slot)
+        spoken = self.arenas.committed("frames", slot)
+        return StepLine(
+            slot=slot,
+            emits=audio is not None,
+            n_feedback=int(rows == 0 or spoken > 0),
+            context_ids=torch.tensor(list(context), dtype=torch.int64),
+            audio=torch.empty(0) if audio is None else audio,
+            seed=seed,
+            sampling=sampling,
+        )
+
+    @torch.inference_mode()
+    def step(self, *lines: StepLine, commit: bool = True) -> StepOutputs:
+        outputs = self.family.step(lines, self.arenas)
+        if commit:
+            done = [b for b in range(len(lines)) if outputs.ok[b]]
+            self.arenas.commit(
+                [lines[b].slot for b in done],
+                {c: [n[b] for b in done] for c, n in outputs.advance.items()},
+                [lines[b].emits for b in done],
+            )
+        return outputs
+
+
+def _speech(ticks: int, samples: int, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(ticks, samples, generator=g)
+
+
+def _same(a: StepOutputs, b: StepOutputs, i: int = 0, j: int = 0) -> None:
+    for name in ("ok", "text_ids", "codes", "audio"):
+        assert_bitwise_equal(getattr(a, name)[i], getattr(b, name)[j], name)
+
+
+@pytest.mark.parametrize("tick_ms", [50, 100, 200])
+def test_ticks_equal_the_whole_sequence(tick_ms: int) -> None:
+    """The text logits of every output position, streamed, against one pass over the sequence."""
+    family = _family(tick_ms)
+    frames, trunk = family.shape.frames, family.model.trunk
+    driver = Driver(family)
+    streamed: list[Tensor] = []
+    original = trunk.logits
+
+    def spy(hidden: Tensor) -> Tensor:
+        logits = original(hidden)
+        streamed.append(logits.clone())
+        return logits
+
+    trunk.logits = spy  # type: ignore[method-assign]
+    ticks = 24 // frames
+    audio = _speech(ticks, family.shape.input_samples)
+    context = {0: [5, 6, 7], 2: [9], ticks - 1: [3, 4]}
+    said = [driver.step(driver.line(0, audio[k], context.get(k, ()))) for k in range(ticks)]
+
+    with torch.no_grad():
+        hops = audio.reshape(ticks * frames, -1)
+        whole = RowBatch.build([0], [ticks * frames], [0])
+        heard = family.model.audio(dmel(hops, family._dmel, None, whole)).view(ticks, frames, -1)
+        pieces, predicts, t = (
+            [family.model.embed_feedback(*family.model.start_ids(hops.device))],
+            [],
+            1,
+        )
+        for k, out in enumerate(said):
+            ids = torch.tensor(context.get(k, ()), dtype=torch.int64)
+            spoken = family.model.embed_feedback(out.text_ids[0], out.codes[0])
+            pieces += [trunk.embed(ids), heard[k], spoken]
+            t += len(ids) + frames
+            predicts += range(t - 1, t - 1 + frames)
+            t += frames
+        x = torch.cat(pieces)
+        assert len(x) == t == driver.arenas.committed("rows", 0) + 1
+        hidden = trunk(x, None, RowBatch.build([0], [t], [0]))
+        want = original(hidden[predicts])
+    got = torch.cat(streamed)
+    assert float((got - want).abs().max()) <= 1e-4
+    assert float(want.std()) > 0.1
+
+
+def test_a_tick_is_one_append_pass_and_single_rows(family: InteractionFamily) -> None:
+    driver = Driver(family)
+    audio = _speech(2, family.shape.input_samples)
+    first = driver.step(driver.line(0, audio[0], [7, 8]))
+    assert first.advance == {"rows": [1 + 2 + 2 + 1], "frames": [2]}
+    second = driver.step(driver.line(0, audio[1]))
+    assert second.advance == {"rows": [1 + 2 + 1], "frames": [2]}
+    assert driver.arenas.committed("rows", 0) == 10
+
+
+def test_warming_feeds_context_and_says_nothing(family: InteractionFamily) -> None:
+    driver = Driver(family)
+    out = driver.step(driver.line(0, None, range(10)))
+    assert out.advance == {"rows": [11], "frames": [0]}
+    assert not out.audio.any() and not out.codes.any()
+    audio = _speech(3, family.shape.input_samples)
+    whole = Driver(family)
+    split_outputs = driver.step(driver.line(0, audio[0], range(10, 14)))
+    whole_outputs = whole.step(whole.line(0, audio[0], range(14)))
+    _same(split_outputs, whole_outputs)
+
+
+def test_a_session_is_the_same_alone_and_in_company(family: InteractionFamily) -> None:
+    audio = _speech(8, family.shape.input_samples)
+    alone = Driver(family)
+    want = [alone.step(alone.line(0, audio[k], [k], seed=11)) for k in range(8)]
+    crowd = Driver(family)
+    other = _speech(8, family.shape.input_samples, seed=9)
+    for k in range(8):
+        lines = [crowd.line(3, audio[k], [k], seed=11)]
+        if k % 3 != 1:
+            lines.insert(0, crowd.line(1, other[k], range(k), seed=2))
+        if k > 2:
+            lines.append(
+                crowd.line(5, other[k] if k != 4 else None, [1, 2], seed=11, sampling=GREEDY)
+            )
+        got = crowd.step(*lines)
+        _same(want[k], got, 0, next(i for i, line in enumerate(lines) if line.slot == 3))
+
+
+def test_an_uncommitted_tick_never_happened(family: InteractionFamily) -> None:
+    audio = _speech(6, family.shape.input_samples)
+    steady, shaken = Driver(family), Driver(family)
+    for k in range(6):
+        for _ in range(k % 3):
+            shaken.step(shaken.line(2, _speech(1, 1600, seed=k)[0], range(20)), commit=False)
+        _same(
+            steady.step(steady.line(2, audio[k], [k])), shaken.step(shaken.line(2, audio[k], [k]))
+        )
+
+
+def test_the_next_tenant_starts_fresh(family: InteractionFamily) -> None:
+    audio = _speech(5, family.shape.input_samples)
+    used = Driver(family)
+    for k in range(5):
+        used.step(used.line(1, _speech(5, 1600, seed=4)[k], range(9)))
+    used.arenas.reset(1)
+    fresh = Driver(family)
+    for k in range(5):
+        _same(fresh.step(fresh.line(0, audio[k])), used.step(used.line(1, audio[k])))
+
+
+def test_a_broken_row_is_not_ok_and_harms_nobody(family: InteractionFamily) -> None:
+    audio = _speech(3, family.shape.input_samples)
+    calm, driver = Driver(family), Driver(family)
+    for d in (calm, driver):
+        d.step(d.line(0, audio[0]), d.line(1, audio[0]))
+    driver.arenas.view("trunk.0.kv.k").data[1] = float("inf")
+    got = driver.step(driver.line(0, audio[1]), driver.line(1, audio[1]))
+    want = calm.step(calm.line(0, audio[1]), calm.line(1, audio[1]))
+    assert got.ok.tolist() == [True, False]
+    _same(want, got)
+    assert driver.arenas.committed("frames", 1) == 2
+
+
+def test_the_seed_decides_what_is_drawn(family: InteractionFamily) -> None:
+    audio = _speech(4, family.shape.input_samples)
+
+    def codes(seed: int, sampling: Sampling) -> Tensor:
+        driver = Driver(family)
+        outs = [driver.step(driver.line(0, a, seed=seed, sampling=sampling)) for a in audio]
+        return torch.cat([o.codes for o in outs])
+
+    assert torch.equal(codes(1, Sampling()), codes(1, Sampling()))
+    assert not torch.equal(codes(1, Sampling()), codes(2, Sampling()))
+    assert torch.equal(codes(1, GREEDY), codes(2, GREEDY))
+
+
+def test_feedback_reaches_the_next_position(family: InteractionFamily) -> None:
+    """The control for the feedback arena: other words said, other logits after them."""
+    audio = _speech(3, family.shape.input_samples)
+    outs = []
+    for poison in (False, True):
+        driver = Driver(family)
+        driver.step(driver.line(0, audio[0], sampling=GREEDY))
+        if poison:
+            view = driver.arenas.view("feedback")
+            view.data[:, 0, 0] = (view.data[:, 0, 0] + 1) % 500
+        outs.append(driver.step(driver.line(0, audio[1], sampling=GREEDY)))
+    assert not torch.equal(outs[0].audio, outs[1].audio)
