@@ -10,13 +10,15 @@ from microturn.kernels.rows import RowBatch
 
 def check_shape(op: str, name: str, tensor: Tensor, want: tuple[int | str, ...]) -> None:
     """`want` gives each axis as a size or as a letter that fits any size. Raises ValueError."""
-    got = tuple(tensor.shape)
-    fits = len(got) == len(want) and all(
-        isinstance(w, str) or g == w for g, w in zip(got, want, strict=False)
-    )
-    if not fits:
-        wanted = ", ".join(str(w) for w in want)
-        raise ValueError(f"{op}: {name} must be [{wanted}], got {list(got)}")
+    got = tensor.shape
+    if len(got) == len(want):
+        for g, w in zip(got, want, strict=True):
+            if g != w and not isinstance(w, str):
+                break
+        else:
+            return
+    wanted = ", ".join(str(w) for w in want)
+    raise ValueError(f"{op}: {name} must be [{wanted}], got {list(got)}")
 
 
 def check_dtype(op: str, name: str, tensor: Tensor, want: torch.dtype) -> None:

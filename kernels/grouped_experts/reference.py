@@ -36,31 +36,25 @@ class ExpertWeights:
     shared_w2: Tensor
 
 
-class _Span(NamedTuple):
-    """Tiles start:stop go through one expert."""
-
-    w13: Tensor
-    w2: Tensor
-    start: int
-    stop: int
-
-
 class _Packed(NamedTuple):
-    """tiles [N, 8, H] of x; spans over them; places [T * (A + Sh)]: the packed row of each
-    choice.
+    """Rows of x in whole tiles, a chunk for each expert that was hit.
+
+    chunks  [8 * m, H] each, with the w13 and w2 they go through
+    places  [T * (A + Sh)] int64: the row, in all chunks end to end, of each choice
     """
 
-    tiles: Tensor
-    spans: list[_Span]
+    chunks: list[Tensor]
+    w13: list[Tensor]
+    w2: list[Tensor]
     places: Tensor
 
 
 def swiglu(h: Tensor) -> Tensor:
     """silu(gate) * up of interleaved columns: h [..., 2 * I] -> [..., I].
 
-    A row's bits do not depend on the other rows when I is a multiple of 16 (and h comes in rows).
+    A row's bits do not depend on the other rows when I is a multiple of 16.
     """
-    gate, up = h.unflatten(-1, (-1, 2)).unbind(-1)
+    gate, up = h.view(*h.shape[:-1], h.shape[-1] // 2, 2).unbind(-1)
     if h.requires_grad and torch.is_grad_enabled():
         return F.silu(gate) * up
     # silu rounds differently in the last, partial vector of a tensor: whole tiles have none.
@@ -72,80 +66,71 @@ def swiglu(h: Tensor) -> Tensor:
     return F.silu(wide)[:rows].view(gate.shape).mul_(up)
 
 
+def _tile_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [8 * m, K], weight [N, K] -> [8 * m, N]."""
+    if x.shape[0] == TILE_ROWS:
+        return F.linear(x, weight)
+    tiles = x.view(-1, TILE_ROWS, x.shape[1])
+    return torch.bmm(tiles, weight.t().expand(tiles.shape[0], -1, -1)).flatten(0, 1)
+
+
 def _products(packed: _Packed) -> Tensor:
-    """[N * 8, H]: every tile through its expert."""
-    tiles, spans, _ = packed
-    n = tiles.shape[0]
-    h = tiles.new_empty(n, TILE_ROWS, spans[0].w13.shape[0])
-    for w13, _, start, stop in spans:
-        _tile_product(tiles, w13, h, start, stop)
-    a = swiglu(h)
-    y = tiles.new_empty(n, TILE_ROWS, spans[0].w2.shape[0])
-    for _, w2, start, stop in spans:
-        _tile_product(a, w2, y, start, stop)
-    return y.view(n * TILE_ROWS, -1)
-
-
-def _tile_product(x: Tensor, weight: Tensor, out: Tensor, start: int, stop: int) -> None:
-    if stop - start == 1:
-        torch.mm(x[start], weight.t(), out=out[start])
-    else:
-        batch = weight.t().expand(stop - start, -1, -1)
-        torch.bmm(x[start:stop], batch, out=out[start:stop])
+    """All chunks through their experts, end to end: [N * 8, H]."""
+    each = zip(packed.chunks, packed.w13, strict=True)
+    a = swiglu(torch.cat([_tile_product(x, w13) for x, w13 in each]))
+    halves = zip(a.split_with_sizes([x.shape[0] for x in packed.chunks]), packed.w2, strict=True)
+    return torch.cat([_tile_product(x, w2) for x, w2 in halves])
 
 
 def _pack_one_tile(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
     """Up to 8 rows: one tile that every expert hit reads; a row takes what it was routed to."""
     ids = topk_ids.tolist()
-    shared = len(weights.shared_w13)
     hit = sorted({e for row in ids for e in row})
-    tile_of = {e: n for n, e in enumerate(hit)}
-    spans = [_Span(weights.w13[e], weights.w2[e], n, n + 1) for n, e in enumerate(hit)]
-    for s in range(shared):
-        n = len(spans)
-        spans.append(_Span(weights.shared_w13[s], weights.shared_w2[s], n, n + 1))
+    chunk_of = {e: n for n, e in enumerate(hit)}
+    w13 = [*(weights.w13[e] for e in hit), *weights.shared_w13.unbind()]
+    w2 = [*(weights.w2[e] for e in hit), *weights.shared_w2.unbind()]
+    shared = range(len(hit), len(w13))
     places = [
         n * TILE_ROWS + t
         for t, row in enumerate(ids)
-        for n in (*(tile_of[e] for e in row), *range(len(hit), len(hit) + shared))
+        for n in (*(chunk_of[e] for e in row), *shared)
     ]
     tile = F.pad(x, (0, 0, 0, TILE_ROWS - x.shape[0]))
-    return _Packed(tile.expand(len(spans), -1, -1), spans, torch.tensor(places))
+    return _Packed([tile] * len(w13), w13, w2, torch.tensor(places))
 
 
 def _pack(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
     """Any number of rows: each expert's rows in tiles of their own, the shared experts' last."""
     t, a = topk_ids.shape
-    experts, shared = len(weights.w13), len(weights.shared_w13)
-    layout = ExpertLayout.build(topk_ids, experts)
+    shared = weights.shared_w13.shape[0]
+    layout = ExpertLayout.build(topk_ids, weights.w13.shape[0])
     counts = layout.expert_offsets.diff()
-    tiles = (counts + TILE_ROWS - 1) // TILE_ROWS
-    stops = tiles.cumsum(0)
-    # An expert's first packed row minus its first sorted place: what padding before it adds.
-    shift = (stops - tiles) * TILE_ROWS - layout.expert_offsets[:-1]
+    padded = (counts + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    # What padding before an expert adds to the places of its rows.
+    shift = padded.cumsum(0) - padded - layout.expert_offsets[:-1]
+    sizes = padded.tolist()
+    hit = [e for e, size in enumerate(sizes) if size]
+    all_rows = round_up(t, TILE_ROWS)
+    sizes = [sizes[e] for e in hit] + [all_rows] * shared
+
     routed = layout.places.view(t, a) + shift[topk_ids.long()]
-    ends = stops.tolist()
-    all_tiles = -(-t // TILE_ROWS)
-    spans = [
-        _Span(weights.w13[e], weights.w2[e], start, stop)
-        for e, (start, stop) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
-        if stop > start
-    ]
-    for s in range(shared):
-        start = ends[-1] + s * all_tiles
-        spans.append(_Span(weights.shared_w13[s], weights.shared_w2[s], start, start + all_tiles))
-    first = (ends[-1] + torch.arange(shared) * all_tiles) * TILE_ROWS
+    first = sum(sizes) - (shared - torch.arange(shared)) * all_rows
     places = torch.cat([routed, first + torch.arange(t)[:, None]], dim=1).view(-1)
-    packed = x.new_zeros((ends[-1] + shared * all_tiles) * TILE_ROWS, x.shape[1])
+    packed = x.new_zeros(sum(sizes), x.shape[1])
     packed[places] = x.repeat_interleave(a + shared, dim=0)
-    return _Packed(packed.view(-1, TILE_ROWS, x.shape[1]), spans, places)
+    return _Packed(
+        list(packed.split_with_sizes(sizes)),
+        [*(weights.w13[e] for e in hit), *weights.shared_w13.unbind()],
+        [*(weights.w2[e] for e in hit), *weights.shared_w2.unbind()],
+        places,
+    )
 
 
 def _choices_with_gradient(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> Tensor:
     """[T, A + Sh, H]: what each expert says to each of its rows, unweighted, for autograd."""
     t, a = topk_ids.shape
     layout = ExpertLayout.build(topk_ids, len(weights.w13))
-    runs = x.index_select(0, layout.rows).split(layout.expert_offsets.diff().tolist())
+    runs = x.index_select(0, layout.rows).split_with_sizes(layout.expert_offsets.diff().tolist())
     y = torch.cat(
         [
             F.linear(swiglu(F.linear(run, weights.w13[e])), weights.w2[e])

@@ -1,0 +1,1 @@
+"""The Inkling backbone (spec/inkling.md): sizes, modules, released tensor names."""

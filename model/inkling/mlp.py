@@ -1,0 +1,86 @@
+"""Dense MLP and mixture of experts. Rows of every w13 alternate gate and up, as released."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from microturn.kernels.grouped_experts import (
+    ExpertInputs,
+    ExpertWeights,
+    grouped_experts,
+    swiglu,
+)
+from microturn.kernels.linear import linear
+from microturn.kernels.router import RouterWeights, router
+from microturn.kernels.rows import RowBatch
+from microturn.model.inkling.config import TrunkConfig
+
+
+class DenseMLP(nn.Module):
+    """global_scale * w2 @ swiglu(w13 @ x): w13 [2 * W, H], w2 [H, W], global_scale [1]."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        hidden, width = config.hidden_size, config.dense_width
+        self.w13 = nn.Parameter(torch.empty(2 * width, hidden))
+        self.w2 = nn.Parameter(torch.empty(hidden, width))
+        self.global_scale = nn.Parameter(torch.empty(1))
+
+    def reset_parameters(self, generator: torch.Generator, output_gain: float) -> None:
+        with torch.no_grad():
+            self.w13.normal_(0, self.w13.shape[1] ** -0.5, generator=generator)
+            self.w2.normal_(0, output_gain * self.w2.shape[1] ** -0.5, generator=generator)
+            self.global_scale.fill_(1.0)
+
+    def forward(self, x: Tensor, rows: RowBatch) -> Tensor:
+        """x [T, H], normed -> [T, H]."""
+        return linear(swiglu(linear(x, self.w13)), self.w2) * self.global_scale
+
+
+class ExpertsMLP(nn.Module):
+    """gate [E + Sh, H], bias [E] fp32 (selection only, no gradient), global_scale [1], and the
+    tensors of ExpertWeights.
+    """
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, width = config.hidden_size, config.expert_width
+        experts, shared = config.num_experts, config.num_shared_experts
+        self.gate = nn.Parameter(torch.empty(experts + shared, hidden))
+        self.register_buffer("bias", torch.empty(experts, dtype=torch.float32))
+        self.bias: Tensor
+        self.global_scale = nn.Parameter(torch.empty(1))
+        self.w13 = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.w2 = nn.Parameter(torch.empty(experts, hidden, width))
+        self.shared_w13 = nn.Parameter(torch.empty(shared, 2 * width, hidden))
+        self.shared_w2 = nn.Parameter(torch.empty(shared, hidden, width))
+
+    def reset_parameters(self, generator: torch.Generator, output_gain: float) -> None:
+        config = self.config
+        # A row adds top_k + shared independent outputs, each weighted about scale / their number.
+        several = (config.top_k + config.num_shared_experts) ** 0.5 / config.route_scale
+        down = output_gain * several * config.expert_width**-0.5
+        with torch.no_grad():
+            self.gate.normal_(0, config.hidden_size**-0.5, generator=generator)
+            self.bias.zero_()
+            self.global_scale.fill_(1.0)
+            for up in (self.w13, self.shared_w13):
+                up.normal_(0, config.hidden_size**-0.5, generator=generator)
+            for w2 in (self.w2, self.shared_w2):
+                w2.normal_(0, down, generator=generator)
+
+    def forward(self, x: Tensor, rows: RowBatch) -> Tensor:
+        """x [T, H], normed -> [T, H]."""
+        config = self.config
+        gate = RouterWeights(
+            self.gate,
+            self.bias,
+            config.top_k,
+            config.num_shared_experts,
+            config.route_scale * self.global_scale,
+        )
+        routing = router(x, gate, None, rows)
+        weights = ExpertWeights(self.w13, self.w2, self.shared_w13, self.shared_w2)
+        return grouped_experts(ExpertInputs(x, routing), weights, None, rows)

@@ -1,0 +1,23 @@
+"""RMSNorm as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from microturn.kernels.rms_norm import RMSNormWeights, rms_norm
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gain over the last axis; gain [size]."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def reset_parameters(self, value: float = 1.0) -> None:
+        nn.init.constant_(self.gain, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, RMSNormWeights(self.gain, self.eps))
