@@ -44,7 +44,7 @@ define install
 	  echo "Making $(VENV) with $$("$$found" --version)"; \
 	  "$$found" -m venv --clear $(VENV); \
 	fi
-	@if ! command -v nvidia-smi >/dev/null; then \
+	@if ! nvidia-smi -L >/dev/null 2>&1; then \
 	  echo "No NVIDIA GPU: installing $(TORCH)"; \
 	  $(call pip_install,$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'); \
 	fi
@@ -75,7 +75,7 @@ demo: $(VENV)/.base
 	@$(BIN)/microturn run tests/data/jfk.flac --out demo/reply.wav --realtime
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+	@$(BIN)/python -P -m pytest -q --durations=10 $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check
