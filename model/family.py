@@ -65,6 +65,7 @@ class StepLine:
     context_ids  [n_context] int64
     audio        [input_samples] fp32 when emits, else empty
     seed         Philox key of the session
+    patches      [n_patches, 40, 40, 3] uint8; None when there are none
     """
 
     slot: int
@@ -74,6 +75,7 @@ class StepLine:
     audio: Tensor
     seed: int
     sampling: Sampling
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def piece(self, token_id: int) -> str:
+        """The token as it joins a transcript: with a leading space where it opens a word."""
+        ...
 
 
 class ModelFamily(Protocol):
@@ -141,6 +146,10 @@ class ModelFamily(Protocol):
         """The ids that ask for the context after them to be voiced; empty when the vocabulary
         has none.
         """
+        ...
+
+    def digest(self) -> str:
+        """A hash of the weights, in hex: the same weights give the same one everywhere."""
         ...
 
     def arena_specs(self) -> Sequence[ArenaSpec]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -22,12 +22,14 @@ class RowInput:
     audio        [input_samples] fp32 at the model's input rate; empty when the row does not exec
     context_ids  n_context ids
     seed, sampling  constant over a session unless it changes them
+    patches      [n_patches, 40, 40, 3] uint8
     """
 
     audio: NDArray[np.float32]
     context_ids: Sequence[int]
     seed: int
     sampling: Sampling
+    patches: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 40, 40, 3), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Engine(Protocol):
 
     @property
     def num_slots(self) -> int: ...
+    @property
+    def state_bytes(self) -> int:
+        """Memory that holds sessions."""
+        ...
+
     def step(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> TickOutputs:
         """Runs and commits one tick. Rows that are not ok keep their last commit."""
         ...

@@ -1,0 +1,108 @@
+"""Memory for sessions: the arenas a family declares, for so many slots."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microturn.kernels.arena import ArenaSpec, Pages, Ring, Twice, View
+
+
+class Arenas:
+    """Every arena, the cursors that say how much of it counts, and the commit.
+
+    Memory comes as it is: what lies before position 0 is never read. Cursors live on the host,
+    where plans are made; `parity [num_slots]` beside the state it chooses from.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ArenaSpec],
+        num_slots: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Raises ValueError when two specs share a name or there is no slot."""
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
+        names = [spec.name for spec in specs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"arena names must be unique, {', '.join(twice)} came more than once")
+        self.num_slots = num_slots
+        self.parity = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._cursors = {spec.cursor: np.zeros(num_slots, np.int64) for spec in specs}
+        self._views = {spec.name: self._allocate(spec, device) for spec in specs}
+        self.bytes = sum(spec.bytes_per_slot for spec in specs) * num_slots
+
+    def view(self, name: str) -> View:
+        """Raises KeyError naming what there is."""
+        try:
+            return self._views[name]
+        except KeyError:
+            raise KeyError(f"no arena {name!r}; there are {', '.join(self._views)}") from None
+
+    def committed(self, cursor: str, slot: int) -> int:
+        """Positions that slot has committed on `cursor`; 0 for a fresh session."""
+        return int(self._cursors[cursor][slot])
+
+    def reset(self, slot: int) -> None:
+        """A new tenant: every cursor of the slot is 0 again, and so is its parity."""
+        for counter in self._cursors.values():
+            counter[slot] = 0
+        self.parity[slot] = 0
+
+    def commit(
+        self, slots: Sequence[int], advance: Mapping[str, Sequence[int]], flip: Sequence[bool]
+    ) -> None:
+        """Advances each cursor of slots[b] by advance[cursor][b], flips parity where flip[b].
+
+        All or nothing. Raises ValueError on an unknown cursor, a wrong length or a step backwards.
+        """
+        if unknown := sorted(set(advance) - set(self._cursors)):
+            raise ValueError(f"no cursor {unknown[0]!r}; there are {', '.join(self._cursors)}")
+        for name, steps in advance.items():
+            if len(steps) != len(slots) or any(step < 0 for step in steps):
+                raise ValueError(
+                    f"cursor {name!r} must advance {len(slots)} slots by 0 or more, got "
+                    f"{list(steps)}"
+                )
+        if len(flip) != len(slots):
+            raise ValueError(f"flip must have {len(slots)} entries, got {len(flip)}")
+        for name, steps in advance.items():
+            for slot, step in zip(slots, steps, strict=True):
+                self._cursors[name][slot] += step
+        flipped = [slot for slot, turn in zip(slots, flip, strict=True) if turn]
+        if flipped:
+            self.parity[flipped] = 1 - self.parity[flipped]
+
+    def _allocate(self, spec: ArenaSpec, device: torch.device | str) -> View:
+        if spec.kind == "twice":
+            return Twice(self._empty((2, self.num_slots), spec, device), self.parity)
+        if spec.kind == "ring":
+            return Ring(self._empty((self.num_slots, spec.capacity), spec, device))
+        if spec.capacity % spec.page_size:
+            raise ValueError(
+                f"{spec.name}: capacity must be whole pages of {spec.page_size}, got "
+                f"{spec.capacity}"
+            )
+        per_slot = spec.capacity // spec.page_size
+        data = self._empty((self.num_slots * per_slot, spec.page_size), spec, device)
+        return Pages(data, _deal_pages(self.num_slots, per_slot).to(device))
+
+    def _empty(self, lead: tuple[int, int], spec: ArenaSpec, device: torch.device | str) -> Tensor:
+        return torch.empty(*lead, *spec.shape, dtype=spec.dtype, device=device)
+
+
+def _deal_pages(num_slots: int, per_slot: int) -> Tensor:
+    """[num_slots, per_slot] int32: every slot owns its pages, dealt like cards from the free list,
+    so that nothing can count on a slot's pages lying side by side.
+    """
+    free = deque(range(num_slots * per_slot))
+    table = torch.empty(num_slots, per_slot, dtype=torch.int32)
+    for index in range(per_slot):
+        for slot in range(num_slots):
+            table[slot, index] = free.popleft()
+    return table

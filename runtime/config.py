@@ -1,0 +1,118 @@
+"""One configuration object, from keywords or a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microturn.runtime.errors import ConfigError
+
+_POSITIVE = (
+    "tick_ms",
+    "max_sessions",
+    "threads",
+    "input_queue_ms",
+    "output_queue_ticks",
+    "context_queue_rows",
+    "image_queue_rows",
+    "max_step_failures",
+)
+_CHOICES = {
+    "device": ("cpu",),
+    "dtype": ("auto", "float32"),
+    "input_overflow": ("drop_oldest", "close"),
+    "output_overflow": ("close", "drop_oldest"),
+}
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What a runtime is made of.
+
+    preset, checkpoint  a preset's name, or the folder of a checkpoint, which goes before it
+    device, dtype       "cpu" computes in float32
+    tick_ms             one period of the clock
+    max_sessions        slots: memory for so many sessions is taken at the start
+    seed                of untrained weights, and of sessions opened without a seed
+    threads             torch threads of the stepping thread
+    input_queue_ms      audio a session may have waiting; input_overflow says what happens to more:
+                        "drop_oldest" (counted, and marked on the next output) or "close"
+    output_queue_ticks  outputs that may wait to be read; output_overflow likewise, "close" (a slow
+                        reader ends its own session) or "drop_oldest"
+    context_queue_rows  context tokens that may wait
+    image_queue_rows    image patches that may wait
+    max_step_failures   steps in a row that may raise before the sessions in them are closed
+    dump                folder to record every session in, for replay; None records nothing
+
+    Raises ConfigError.
+    """
+
+    preset: str = "interaction-tiny"
+    checkpoint: str | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    tick_ms: int = 100
+    max_sessions: int = 4
+    seed: int = 0
+    threads: int = 1
+    input_queue_ms: int = 500
+    output_queue_ticks: int = 50
+    context_queue_rows: int = 4096
+    image_queue_rows: int = 2048
+    input_overflow: str = "drop_oldest"
+    output_overflow: str = "close"
+    max_step_failures: int = 3
+    dump: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "dump"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), str(field.type)
+            kinds: dict[str, tuple[type, ...]] = {
+                "str": (str,),
+                "int": (int,),
+                "str | None": (str, type(None)),
+            }
+            if not isinstance(value, kinds[wanted]) or isinstance(value, bool):
+                raise ConfigError(f"{field.name} must be {wanted}, got {value!r}")
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be in [0, 2**63), got {self.seed}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if self.input_queue_ms < self.tick_ms:
+            raise ConfigError(
+                f"input_queue_ms must hold a tick of {self.tick_ms} ms, got {self.input_queue_ms}"
+            )
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], **overrides: Any) -> RuntimeConfig:
+        """The TOML file's keys are the field names; overrides go before them.
+
+        Raises ConfigError on unknown keys or bad values, OSError when the file cannot be read.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from None
+        return build_config(None, {**values, **overrides}, where=str(path))
+
+
+def build_config(
+    config: RuntimeConfig | None, overrides: dict[str, Any], where: str = "Runtime"
+) -> RuntimeConfig:
+    """`config` (or the defaults) with overrides. Raises ConfigError naming unknown ones."""
+    known = [field.name for field in dataclasses.fields(RuntimeConfig)]
+    if unknown := sorted(set(overrides) - set(known)):
+        raise ConfigError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return dataclasses.replace(config or RuntimeConfig(), **overrides)

@@ -1,0 +1,128 @@
+"""The engine of a CPU: plans as eager torch steps of a family."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from microturn.model.family import ModelFamily, Sampling, StepLine, StepOutputs
+from microturn.runtime.arenas import Arenas
+from microturn.runtime.engine import RowInput, RowOutput, TickOutputs
+from microturn.runtime.plan import RowPlan, TickPlan, bucket
+
+
+class CpuEngine:
+    """Steps a family over the arenas of `num_slots` sessions.
+
+    threads: torch threads of whichever thread steps. Sessions' bits do not depend on it: see
+    DESIGN 2.
+    """
+
+    def __init__(self, family: ModelFamily, num_slots: int, threads: int = 1) -> None:
+        self._family = family
+        self._threads = threads
+        self._stepping: int | None = None
+        self.arenas = Arenas(family.arena_specs(), num_slots)
+
+    @property
+    def num_slots(self) -> int:
+        return self.arenas.num_slots
+
+    @property
+    def state_bytes(self) -> int:
+        return self.arenas.bytes
+
+    def step(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> TickOutputs:
+        """See Engine.step."""
+        self._set_threads()
+        lines = [_line(row, inputs[row.session_id]) for row in plan.rows]
+        for row in plan.rows:
+            if row.reset:
+                self.arenas.reset(row.slot)
+        with torch.inference_mode():
+            made = self._family.step(lines, self.arenas)
+            ok = made.ok.tolist()
+            good = [b for b, fine in enumerate(ok) if fine]
+            self.arenas.commit(
+                [lines[b].slot for b in good],
+                {name: [steps[b] for b in good] for name, steps in made.advance.items()},
+                [lines[b].emits for b in good],
+            )
+            return TickOutputs(_rows(plan.rows, ok, made))
+
+    def warm_up(self) -> None:
+        """One session and all of them, warming and live; the slots are fresh again afterwards."""
+        shape = self._family.shape
+        for lines in sorted({1, self.num_slots}):
+            slots = range(lines)
+            self._warm([_row(s, False, 1, shape.max_rows - 1, 0) for s in slots])
+            for n_feedback in (0, 1):
+                self._warm([_row(s, True, n_feedback, 0, shape.frames) for s in slots])
+        for slot in range(self.num_slots):
+            self.arenas.reset(slot)
+
+    def close(self) -> None:
+        """Nothing to give back but memory, which goes with the engine."""
+
+    def _warm(self, rows: Sequence[RowPlan]) -> None:
+        total = sum(row.num_rows for row in rows)
+        inputs = {
+            row.session_id: RowInput(
+                audio=np.zeros(self._family.shape.input_samples * row.exec, np.float32),
+                context_ids=(0,) * row.n_context,
+                seed=0,
+                sampling=Sampling(),
+            )
+            for row in rows
+        }
+        self.step(TickPlan(0, 0, bucket(len(rows)), bucket(total), tuple(rows)), inputs)
+
+    def _set_threads(self) -> None:
+        """torch keeps the count by thread, and whoever steps may change."""
+        current = threading.get_ident()
+        if self._stepping != current:
+            torch.set_num_threads(self._threads)
+            self._stepping = current
+
+
+def _row(slot: int, live: bool, n_feedback: int, n_context: int, n_audio: int) -> RowPlan:
+    return RowPlan(
+        session_id=f"warm-up-{slot}",
+        slot=slot,
+        exec=live,
+        reset=not live,
+        n_context=n_context,
+        n_patches=0,
+        n_audio=n_audio,
+        n_feedback=n_feedback,
+    )
+
+
+def _line(row: RowPlan, given: RowInput) -> StepLine:
+    return StepLine(
+        slot=row.slot,
+        emits=row.exec,
+        n_feedback=row.n_feedback,
+        context_ids=torch.tensor(given.context_ids, dtype=torch.int64),
+        audio=torch.from_numpy(given.audio),
+        seed=given.seed,
+        sampling=given.sampling,
+        patches=torch.from_numpy(given.patches) if len(given.patches) else None,
+    )
+
+
+def _rows(rows: Sequence[RowPlan], ok: Sequence[bool], made: StepOutputs) -> dict[str, RowOutput]:
+    """A session's arrays are its own: no output keeps the whole batch alive."""
+    text_ids, codes, audio = made.text_ids.numpy(), made.codes.numpy(), made.audio.numpy()
+    return {
+        row.session_id: RowOutput(
+            ok=ok[b],
+            text_ids=text_ids[b].copy() if row.exec else text_ids[b, :0].copy(),
+            codes=codes[b].copy() if row.exec else codes[b, :0].copy(),
+            audio=audio[b].copy() if row.exec else audio[b, :0].copy(),
+        )
+        for b, row in enumerate(rows)
+    }

@@ -1,0 +1,181 @@
+"""What a session has been given and no tick has taken yet. Callers and ticks meet here, briefly.
+
+No torch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from microturn.runtime.errors import CloseReason, QueueFull, SessionClosed
+from microturn.runtime.queues import AudioQueue, IdQueue, Patches, PatchQueue, Samples
+
+if TYPE_CHECKING:
+    from microturn.model.family import Sampling
+
+
+class Budget(NamedTuple):
+    """What a tick takes from each session: rows, audio rows, samples; whether patches are fed."""
+
+    max_rows: int
+    frames: int
+    input_samples: int
+    sees: bool
+
+
+class Held(NamedTuple):
+    """What one tick takes from one session.
+
+    live: False while warming, when only context is taken.
+    """
+
+    live: bool
+    n_feedback: int
+    context_ids: tuple[int, ...]
+    patches: Patches
+    audio: Samples
+    sampling: Sampling
+
+
+@dataclass
+class Counters:
+    """Samples at the model's rate, and other exact counts, over a session's life."""
+
+    dropped_samples: int = 0
+    silence_samples: int = 0
+    ticks: int = 0
+    late_ticks: int = 0
+
+
+class Inbox:
+    """Bounded queues and switches of one session, under one lock that is only ever held briefly."""
+
+    def __init__(
+        self,
+        session_id: str,
+        audio: AudioQueue,
+        context: IdQueue,
+        patches: PatchQueue,
+        sampling: Sampling,
+        *,
+        drop_oldest: bool,
+    ) -> None:
+        self.session_id = session_id
+        self.lock = threading.Lock()
+        self.audio = audio
+        self.context = context
+        self.patches = patches
+        self.sampling = sampling
+        self.paused = False
+        self.draining = False
+        self.live = False
+        self.closed: CloseReason | None = None
+        self.counters = Counters()
+        self._drop_oldest = drop_oldest
+        self._unmarked = 0
+
+    def check_open(self) -> None:
+        """Raises SessionClosed."""
+        if self.closed is not None:
+            raise SessionClosed(self.session_id, self.closed)
+
+    def push_audio(self, samples: Samples) -> bool:
+        """False when they do not fit and nothing may be dropped for them. Raises SessionClosed."""
+        with self.lock:
+            self.check_open()
+            if len(self.audio) + len(samples) > self.audio.capacity and not self._drop_oldest:
+                return False
+            self._count_dropped(self.audio.push(samples))
+        return True
+
+    def push_context(self, ids: Sequence[int]) -> None:
+        """Raises QueueFull, SessionClosed."""
+        with self.lock:
+            self.check_open()
+            if not self.context.push(ids):
+                raise QueueFull(
+                    f"session {self.session_id}: {len(ids)} context tokens do not fit beside the "
+                    f"{len(self.context)} waiting, the queue holds {self.context.capacity}; send "
+                    f"them later or raise context_queue_rows"
+                )
+
+    def push_patches(self, patches: Patches, still: bool) -> None:
+        """Raises QueueFull, SessionClosed."""
+        with self.lock:
+            self.check_open()
+            if not self.patches.push(patches, still):
+                raise QueueFull(
+                    f"session {self.session_id}: {len(patches)} patches do not fit beside the "
+                    f"{len(self.patches)} waiting, the queue holds {self.patches.capacity}; send "
+                    f"the image later or raise image_queue_rows"
+                )
+
+    def hold(self, budget: Budget, *, n_feedback: int) -> Held | None:
+        """Takes a tick's share, to be settled; None when paused or closed.
+
+        Audio rows come first, then context, then patches. A session is warming until the context
+        it was opened with fits beside a normal tick.
+        """
+        with self.lock:
+            if self.paused or self.closed is not None:
+                return None
+            room = budget.max_rows - n_feedback
+            live = self.live or len(self.context) <= room - budget.frames
+            if live:
+                room -= budget.frames
+            ids = self.context.hold(min(room, len(self.context)))
+            see = live and budget.sees
+            return Held(
+                live,
+                n_feedback,
+                ids,
+                self.patches.hold(room - len(ids) if see else 0),
+                self.audio.hold(budget.input_samples if live else 0),
+                self.sampling,
+            )
+
+    def settle(self, held: Held, committed: bool) -> None:
+        """What was held is gone for good, or first in its queue again."""
+        with self.lock:
+            for queue in (self.audio, self.context, self.patches):
+                queue.settle(committed)
+            self.live = self.live or (committed and held.live)
+
+    def keep_audio(self, samples: int) -> None:
+        """While nothing is heard, only the newest audio waits."""
+        with self.lock:
+            self._count_dropped(self.audio.keep(samples))
+
+    def take_dropped(self) -> int:
+        """Samples dropped since this was last asked."""
+        with self.lock:
+            dropped, self._unmarked = self._unmarked, 0
+            return dropped
+
+    def pending_rows(self) -> int:
+        """Context and patch rows that wait."""
+        with self.lock:
+            return len(self.context) + len(self.patches)
+
+    def drained(self, sees: bool) -> bool:
+        """Whether the session was asked to end after its input, and that is over."""
+        with self.lock:
+            patches = len(self.patches) if sees else 0
+            return self.draining and not (len(self.audio) + len(self.context) + patches)
+
+    def close(self, reason: CloseReason) -> bool:
+        """False when it was closed before; the first reason stays."""
+        with self.lock:
+            if self.closed is not None:
+                return False
+            self.closed = reason
+            for queue in (self.audio, self.context, self.patches):
+                queue.clear()
+            return True
+
+    def _count_dropped(self, samples: int) -> None:
+        self.counters.dropped_samples += samples
+        self._unmarked += samples

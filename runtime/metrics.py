@@ -1,0 +1,185 @@
+"""What happened, counted exactly, and how long it took, as histograms. No torch."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from microturn.runtime.bounds import upper95
+
+PHASES = ("wake", "gather", "plan", "step", "emit", "slack")
+MAX_US = 60_000_000
+BUCKETS_S = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class TickTiming:
+    """One tick, in ns.
+
+    wake     how late the tick began after its due time
+    gather, plan, step, emit  time spent, by the machine's clock
+    slack    deadline minus the end of emit, by the runtime's clock
+    """
+
+    wake: int
+    gather: int
+    plan: int
+    step: int
+    emit: int
+    slack: int
+
+
+class Metrics:
+    """Counts and histograms of one runtime.
+
+    A batch tick is one that stepped at least one session; only they can miss. A miss is a batch
+    tick that ended after its deadline. Skipped ticks are grid points that passed while another tick
+    ran. Rates and their bounds are of batch ticks and skipped ones together: a skipped tick gave
+    nobody anything in time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hdr: dict[str, Any] = {name: HdrHistogram(1, MAX_US, 3) for name in PHASES}
+        self._min_slack_ns: int | None = None
+        self.idle_ticks = 0
+        self.batch_ticks = 0
+        self.misses = 0
+        self.skipped_ticks = 0
+        self.failed_steps = 0
+        self.session_ticks = 0
+        self.late_session_ticks = 0
+        self.inserted_silence_ms = 0.0
+        self.dropped_ms = 0.0
+        self.sessions_open = 0
+        self.sessions_opened = 0
+        self.sessions_refused = 0
+        self.sessions_closed: Counter[str] = Counter()
+        self.registry = CollectorRegistry()
+        self._phases = Histogram(
+            "microturn_tick_seconds",
+            "Time of a tick by phase; slack below zero counts as zero",
+            ["phase"],
+            buckets=BUCKETS_S,
+            registry=self.registry,
+        )
+        self._observe = {name: self._phases.labels(name).observe for name in PHASES}
+        self.registry.register(_Counts(self))
+
+    def tick(self, timing: TickTiming, sessions: int) -> None:
+        """A batch tick that was emitted to so many sessions."""
+        late = timing.slack < 0
+        with self._lock:
+            self.batch_ticks += 1
+            self.misses += late
+            self.session_ticks += sessions
+            self.late_session_ticks += sessions if late else 0
+            if self._min_slack_ns is None or timing.slack < self._min_slack_ns:
+                self._min_slack_ns = timing.slack
+            for name in PHASES:
+                us = getattr(timing, name) // 1000
+                self._hdr[name].record_value(min(max(us, 0), MAX_US))
+        for name, observe in self._observe.items():
+            observe(max(0, getattr(timing, name)) / 1e9)
+
+    def opened(self) -> None:
+        with self._lock:
+            self.sessions_open += 1
+            self.sessions_opened += 1
+
+    def refused(self) -> None:
+        with self._lock:
+            self.sessions_refused += 1
+
+    def closed(self, code: str, *, dropped_ms: float, inserted_silence_ms: float) -> None:
+        """A session ended, after so much dropped input and inserted silence."""
+        with self._lock:
+            self.sessions_open -= 1
+            self.sessions_closed[code] += 1
+            self.dropped_ms += dropped_ms
+            self.inserted_silence_ms += inserted_silence_ms
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, rates with their 95 % upper bound, and p50, p90, p99, p999 and max in ms.
+
+        Dropped input and inserted silence are of sessions that have ended.
+        """
+        with self._lock:
+            trials = self.batch_ticks + self.skipped_ticks
+            missed = self.misses + self.skipped_ticks
+            slack = self._min_slack_ns
+            return {
+                "ticks": self.batch_ticks,
+                "idle_ticks": self.idle_ticks,
+                "misses": self.misses,
+                "skipped_ticks": self.skipped_ticks,
+                "failed_steps": self.failed_steps,
+                "miss_rate": missed / trials if trials else 0.0,
+                "miss_rate_upper95": upper95(missed, trials) if trials else 1.0,
+                "session_ticks": self.session_ticks,
+                "late_session_ticks": self.late_session_ticks,
+                "sessions_open": self.sessions_open,
+                "sessions_opened": self.sessions_opened,
+                "sessions_refused": self.sessions_refused,
+                "sessions_closed": dict(self.sessions_closed),
+                "dropped_ms": self.dropped_ms,
+                "inserted_silence_ms": self.inserted_silence_ms,
+                "slack_ms_min": None if slack is None else slack / 1e6,
+                **{f"{name}_ms": _quantiles(self._hdr[name]) for name in PHASES},
+            }
+
+    def prometheus(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)
+
+
+def _quantiles(hdr: Any) -> dict[str, float]:
+    if not hdr.get_total_count():
+        return {}
+    points = {"p50": 50, "p90": 90, "p99": 99, "p999": 99.9}
+    found = {name: hdr.get_value_at_percentile(at) / 1000 for name, at in points.items()}
+    return {**found, "max": hdr.get_max_value() / 1000}
+
+
+class _Counts:
+    """The exact counts as Prometheus metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        m = self._metrics
+        for name, text, value in (
+            ("ticks", "Ticks that stepped at least one session", m.batch_ticks),
+            ("missed_deadlines", "Batch ticks that ended after their deadline", m.misses),
+            ("skipped_ticks", "Grid points that passed during another tick", m.skipped_ticks),
+            ("failed_steps", "Steps that raised", m.failed_steps),
+            ("session_ticks", "Outputs made", m.session_ticks),
+            ("late_session_ticks", "Outputs made after their deadline", m.late_session_ticks),
+            ("sessions_opened", "Sessions admitted", m.sessions_opened),
+            ("sessions_refused", "Sessions refused for want of a slot", m.sessions_refused),
+            ("dropped_input_seconds", "Audio dropped, ended sessions", m.dropped_ms / 1e3),
+            (
+                "inserted_silence_seconds",
+                "Audio missing, ended sessions",
+                m.inserted_silence_ms / 1e3,
+            ),
+        ):
+            yield CounterMetricFamily(f"microturn_{name}", text, value=value)
+        yield GaugeMetricFamily("microturn_sessions", "Sessions open", value=m.sessions_open)
+        closed = CounterMetricFamily(
+            "microturn_sessions_closed", "Sessions ended, by reason", labels=["reason"]
+        )
+        for reason, count in list(m.sessions_closed.items()):
+            closed.add_metric([reason], count)
+        yield closed

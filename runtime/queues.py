@@ -1,0 +1,253 @@
+"""The bounded queues between a session's caller and the ticks.
+
+The input queues are not locked here: the inbox that owns them is. What a tick takes is held until
+it is settled, so that a step that raises gives everything back. No torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microturn.runtime.output import Output
+
+Samples = NDArray[np.float32]
+Patches = NDArray[np.uint8]
+
+
+class AudioQueue:
+    """Samples, first in first out, at most `capacity` of them waiting."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._chunks: deque[Samples] = deque()
+        self._size = 0
+        self._held: Samples | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def push(self, samples: Samples) -> int:
+        """Drops the oldest samples that no longer fit and says how many."""
+        if len(samples):
+            self._chunks.append(samples)
+            self._size += len(samples)
+        return self.keep(self.capacity)
+
+    def keep(self, count: int) -> int:
+        """Drops all but the newest `count` and says how many that were."""
+        dropped = max(0, self._size - count)
+        self._take(dropped)
+        return dropped
+
+    def hold(self, count: int) -> Samples:
+        """Up to `count` of the oldest samples, out of reach of drops until settled."""
+        self._held = self._take(min(count, self._size))
+        return self._held
+
+    def settle(self, committed: bool) -> None:
+        """The held samples are gone, or first in the queue again."""
+        if not committed and self._held is not None and len(self._held):
+            self._chunks.appendleft(self._held)
+            self._size += len(self._held)
+        self._held = None
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self._size = 0
+
+    def _take(self, count: int) -> Samples:
+        parts = []
+        left = count
+        while left:
+            chunk = self._chunks.popleft()
+            if len(chunk) > left:
+                self._chunks.appendleft(chunk[left:])
+                chunk = chunk[:left]
+            parts.append(chunk)
+            left -= len(chunk)
+        self._size -= count
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+class IdQueue:
+    """Context token ids, first in first out, at most `capacity` waiting."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._ids: deque[int] = deque()
+        self._held = 0
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def push(self, ids: Sequence[int]) -> bool:
+        """All or nothing: False when they do not fit."""
+        if len(self._ids) + len(ids) > self.capacity:
+            return False
+        self._ids.extend(ids)
+        return True
+
+    def hold(self, count: int) -> tuple[int, ...]:
+        held = tuple(islice(self._ids, count))
+        self._held = len(held)
+        return held
+
+    def settle(self, committed: bool) -> None:
+        for _ in range(self._held if committed else 0):
+            self._ids.popleft()
+        self._held = 0
+
+    def clear(self) -> None:
+        self._ids.clear()
+        self._held = 0
+
+
+@dataclass(eq=False)
+class _Frame:
+    patches: Patches
+    still: bool
+    done: int = 0
+    started: bool = False
+
+
+class PatchQueue:
+    """Image patches [N, 40, 40, 3], image by image, at most `capacity` waiting."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._frames: deque[_Frame] = deque()
+        self._held = 0
+        self.replaced = 0
+
+    def __len__(self) -> int:
+        return sum(len(frame.patches) - frame.done for frame in self._frames)
+
+    def push(self, patches: Patches, still: bool) -> bool:
+        """A video frame takes the place of one that has not started. False when it does not fit:
+        nothing changed.
+        """
+        stale = None
+        if not still:
+            stale = next((f for f in self._frames if not (f.still or f.started)), None)
+        waiting = len(self) - (len(stale.patches) if stale else 0)
+        if waiting + len(patches) > self.capacity:
+            return False
+        if stale is not None:
+            self._frames.remove(stale)
+            self.replaced += 1
+        self._frames.append(_Frame(patches, still))
+        return True
+
+    def hold(self, count: int) -> Patches:
+        parts = []
+        for frame in self._frames:
+            if count <= 0:
+                break
+            part = frame.patches[frame.done : frame.done + count]
+            frame.started = True
+            parts.append(part)
+            count -= len(part)
+        self._held = sum(map(len, parts))
+        return np.concatenate(parts) if parts else np.empty((0, 40, 40, 3), np.uint8)
+
+    def settle(self, committed: bool) -> None:
+        left = self._held if committed else 0
+        while left:
+            frame = self._frames[0]
+            step = min(left, len(frame.patches) - frame.done)
+            frame.done += step
+            left -= step
+            if frame.done == len(frame.patches):
+                self._frames.popleft()
+        self._held = 0
+
+    def clear(self) -> None:
+        self._frames.clear()
+        self._held = 0
+
+
+class OutputQueue:
+    """Outputs waiting to be read, by threads or by event loops; the ticks never wait for either."""
+
+    def __init__(self, capacity: int, drop_oldest: bool) -> None:
+        self._capacity = capacity
+        self._drop_oldest = drop_oldest
+        self._outputs: deque[Output] = deque()
+        self._changed = threading.Condition()
+        self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._finished = False
+        self._unmarked = 0
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def put(self, output: Output) -> bool:
+        """False when the queue is full and nothing may be dropped from it."""
+        with self._changed:
+            if self._finished:
+                return True
+            if len(self._outputs) >= self._capacity:
+                if not self._drop_oldest:
+                    return False
+                self._outputs.popleft()
+                self._unmarked += 1
+                self.dropped += 1
+            self._outputs.append(output)
+            self._wake()
+        return True
+
+    def finish(self) -> None:
+        """Nothing more comes; what waits can still be read."""
+        with self._changed:
+            self._finished = True
+            self._wake()
+
+    def poll(self) -> Output | None:
+        with self._changed:
+            return self._pop()
+
+    def get(self, timeout: float | None = None) -> Output | None:
+        """Waits for an output. None at the end, or after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._outputs or self._finished, timeout)
+            return self._pop()
+
+    async def get_async(self) -> Output | None:
+        """Waits without holding up the running event loop. None at the end."""
+        waiter = (asyncio.get_running_loop(), asyncio.Event())
+        try:
+            while True:
+                with self._changed:
+                    if self._outputs or self._finished:
+                        return self._pop()
+                    waiter[1].clear()
+                    self._waiters.add(waiter)
+                await waiter[1].wait()
+        finally:
+            with self._changed:
+                self._waiters.discard(waiter)
+
+    def _pop(self) -> Output | None:
+        if not self._outputs:
+            return None
+        output = self._outputs.popleft()
+        if self._unmarked:
+            output = replace(output, dropped_outputs=self._unmarked)
+            self._unmarked = 0
+        return output
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for loop, event in self._waiters:
+            with contextlib.suppress(RuntimeError):  # the loop was closed under its waiter
+                loop.call_soon_threadsafe(event.set)

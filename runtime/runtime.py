@@ -1,0 +1,353 @@
+"""The runtime: a model, a clock, and sessions."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import secrets
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from microturn.model.family import ModelFamily, Sampling
+from microturn.runtime.clock import Clock, RealClock
+from microturn.runtime.config import RuntimeConfig, build_config
+from microturn.runtime.cpu_engine import CpuEngine
+from microturn.runtime.dump import DumpWriter, Header
+from microturn.runtime.emit import Emitter, Voice
+from microturn.runtime.engine import Engine
+from microturn.runtime.errors import (
+    CloseCode,
+    CloseReason,
+    ConfigError,
+    InputError,
+    QueueFull,
+    RuntimeClosed,
+    RuntimeFull,
+)
+from microturn.runtime.garbage import SlackCollector
+from microturn.runtime.inbox import Budget, Inbox
+from microturn.runtime.loop import TickLoop
+from microturn.runtime.metrics import Metrics
+from microturn.runtime.plan import TickPlan
+from microturn.runtime.queues import AudioQueue, IdQueue, OutputQueue, PatchQueue
+from microturn.runtime.scheduler import Scheduler, Seat
+from microturn.runtime.session import Session, context_ids
+from microturn.runtime.versions import versions
+
+log = logging.getLogger("microturn.runtime")
+
+
+class Runtime:
+    """Runs sessions of one model on one clock.
+
+        with Runtime(preset="interaction-tiny") as runtime:
+            session = runtime.open(instructions="...")
+            session.push_audio(pcm, rate=48_000)
+            for output in session:
+                ...
+
+    Made, it has loaded its model, taken its memory, warmed up and, on a real clock, started the
+    thread that ticks. On a clock driven by hand (or with start=False) `tick()` does what the thread
+    would. Leaving the block closes every session.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig | None = None,
+        *,
+        model: ModelFamily | None = None,
+        engine: Engine | None = None,
+        clock: Clock | None = None,
+        start: bool | None = None,
+        **overrides: Any,
+    ) -> None:
+        """config, and RuntimeConfig fields by name that go before it.
+
+        model   a loaded family; otherwise `checkpoint` or `preset` is loaded
+        engine  in place of the device's own
+        clock   RealClock unless given; start=None starts the thread unless the clock is by hand
+
+        Raises ConfigError, and what loading the model raises.
+        """
+        config = build_config(config, overrides)
+        self.family = model if model is not None else _load(config)
+        shape = self.family.shape
+        if config.tick_ms != shape.tick_ms:
+            queue_ms = max(config.input_queue_ms, shape.tick_ms)
+            config = dataclasses.replace(config, tick_ms=shape.tick_ms, input_queue_ms=queue_ms)
+        self.config = config
+        self.clock: Clock = clock if clock is not None else RealClock()
+        self.metrics = Metrics()
+        self.failure: BaseException | None = None
+        self._engine: Engine = engine or CpuEngine(self.family, config.max_sessions, config.threads)
+        self._scheduler = Scheduler(
+            Budget(shape.max_rows, shape.frames, shape.input_samples, self.family.sees),
+            min(config.max_sessions, self._engine.num_slots),
+            shape.tick_ms,
+            self._ended,
+        )
+        self._collector = SlackCollector()
+        starts = not self.clock.by_hand if start is None else start
+        self._weights = self.family.digest() if config.dump else ""
+        self._dump = DumpWriter(Path(config.dump), wait=not starts) if config.dump else None
+        self._loop = self._make_loop()
+        self._opened = itertools.count()
+        self._sessions: dict[str, Session] = {}
+        self._stop = threading.Event()
+        self._ticking = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.warm_up_ms = self._warm_up()
+        if starts:
+            self.start()
+
+    def _warm_up(self) -> float:
+        began = time.perf_counter()
+        self._engine.warm_up()
+        took = (time.perf_counter() - began) * 1000
+        log.info(
+            "ready: %s, %d sessions, %.1f MB of state, warm-up %.0f ms",
+            self.family.name,
+            self._engine.num_slots,
+            self._engine.state_bytes / 1e6,
+            took,
+        )
+        return took
+
+    def _make_loop(self) -> TickLoop:
+        family, shape = self.family, self.family.shape
+        voice = Voice(
+            tick_ms=shape.tick_ms,
+            frames=shape.frames,
+            input_rate=shape.input_rate,
+            output_rate=shape.output_rate,
+            listen_id=family.listen_id,
+            delegate_id=family.delegate_id,
+            trained=family.trained,
+            tokenizer=family.tokenizer,
+        )
+        return TickLoop(
+            self.clock,
+            shape.tick_ms * 1_000_000,
+            self._scheduler,
+            self._engine,
+            Emitter(voice, self._scheduler),
+            self.metrics,
+            self._collector,
+            max_failures=self.config.max_step_failures,
+            record=self._dump.tick if self._dump else None,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Warmed up and neither closed nor failed."""
+        return not self._closed and self.failure is None
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of all slots together."""
+        return self._engine.state_bytes
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The sessions that are open."""
+        return tuple(self._sessions.values())
+
+    def open(
+        self,
+        instructions: str | None = None,
+        *,
+        seed: int | None = None,
+        voice: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> Session:
+        """A new session; it takes part from the next tick on.
+
+        instructions  context it begins with; the session is warming until that has been fed
+        seed          of its sampling: the same seed and inputs give the same bits
+        voice         refused by models that have only their own
+
+        Raises RuntimeFull with a retry hint when every slot is taken, InputError, QueueFull when
+        the instructions exceed context_queue_rows, RuntimeClosed.
+        """
+        self._check_ready()
+        number = next(self._opened)
+        seed = _check_seed(seed, self.config.seed + number)
+        if voice is not None:
+            raise InputError(f"{self.family.name} speaks in its own voice only, got {voice!r}")
+        sampling = sampling if sampling is not None else Sampling()
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"sampling must be a Sampling, got {type(sampling).__name__}")
+        ids = context_ids(instructions, self.family.tokenizer, None) if instructions else ()
+        inbox, outbox = self._queues(f"{number:04d}-{secrets.token_hex(4)}", sampling)
+        if not inbox.context.push(ids):
+            raise QueueFull(
+                f"{len(ids)} tokens of instructions, the queue holds {inbox.context.capacity}; "
+                f"shorten them or raise context_queue_rows"
+            )
+        session = Session(
+            inbox,
+            outbox,
+            seed=seed,
+            input_rate=self.family.shape.input_rate,
+            tokenizer=self.family.tokenizer,
+            speak_ids=self.family.speak_ids,
+            end=self._scheduler.end,
+        )
+        if self._dump is not None:
+            self._dump.open(self._header(session))
+        self._sessions[session.id] = session
+        try:
+            self._scheduler.admit(inbox, outbox, seed)
+        except RuntimeFull:
+            self._sessions.pop(session.id)
+            if self._dump is not None:
+                self._dump.forget(session.id)
+            self.metrics.refused()
+            raise
+        self.metrics.opened()
+        log.info("session %s opened, %d context tokens", session.id, len(ids))
+        if not self.ready:
+            self._scheduler.end(session.id, _RUNTIME_CLOSED)
+            self._check_ready()
+        return session
+
+    def tick(self) -> TickPlan:
+        """One tick by hand: waits for its due time on the runtime's clock, and runs it.
+
+        Raises RuntimeError when the clock thread runs, RuntimeClosed.
+        """
+        self._check_ready()
+        if self._thread is not None:
+            raise RuntimeError("the clock thread ticks; make the Runtime with start=False")
+        with self._ticking:
+            plan = self._loop.tick()
+        assert plan is not None
+        return plan
+
+    def start(self) -> None:
+        """Starts the clock thread. Raises RuntimeError when it runs already, RuntimeClosed."""
+        self._check_ready()
+        if self._thread is not None:
+            raise RuntimeError("the clock thread runs already")
+        self._collector.start()
+        self._thread = threading.Thread(target=self._run, name="microturn-clock", daemon=True)
+        self._thread.start()
+
+    def summary(self) -> dict[str, Any]:
+        """Metrics.summary() with what the runtime is."""
+        return {
+            "model": self.family.name,
+            "untrained": not self.family.trained,
+            "tick_ms": self.config.tick_ms,
+            "max_sessions": self.config.max_sessions,
+            "warm_up_ms": self.warm_up_ms,
+            "state_bytes": self.state_bytes,
+            **self.metrics.summary(),
+        }
+
+    def close(self) -> None:
+        """Stops the clock and ends every session; outputs already made can still be read."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._end_all(_RUNTIME_CLOSED)
+        self._collector.stop()
+        if self._dump is not None:
+            self._dump.close()
+        self._engine.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            while self._loop.tick(self._stop) is not None:
+                pass
+        except BaseException as error:
+            log.critical("the clock thread died", exc_info=True)
+            self.failure = error
+            self._collector.stop()
+            detail = f"the clock thread died: {type(error).__name__}: {error}"
+            self._end_all(CloseReason(CloseCode.INTERNAL, detail))
+
+    def _end_all(self, reason: CloseReason) -> None:
+        for seat in self._scheduler.seats:
+            self._scheduler.end(seat.session_id, reason)
+
+    def _ended(self, seat: Seat, reason: CloseReason) -> None:
+        self._sessions.pop(seat.session_id, None)
+        counters, per_ms = seat.inbox.counters, self.family.shape.input_rate / 1000
+        self.metrics.closed(
+            reason.code,
+            dropped_ms=counters.dropped_samples / per_ms,
+            inserted_silence_ms=counters.silence_samples / per_ms,
+        )
+        if self._dump is not None:
+            self._dump.end(seat.session_id, str(reason))
+
+    def _queues(self, session_id: str, sampling: Sampling) -> tuple[Inbox, OutputQueue]:
+        config = self.config
+        inbox = Inbox(
+            session_id,
+            AudioQueue(config.input_queue_ms * self.family.shape.input_rate // 1000),
+            IdQueue(config.context_queue_rows),
+            PatchQueue(config.image_queue_rows),
+            sampling,
+            drop_oldest=config.input_overflow == "drop_oldest",
+        )
+        drops = config.output_overflow == "drop_oldest"
+        return inbox, OutputQueue(config.output_queue_ticks, drops)
+
+    def _header(self, session: Session) -> Header:
+        return Header(
+            session_id=session.id,
+            family=self.family.name,
+            weights=self._weights,
+            shape=dataclasses.asdict(self.family.shape),
+            config=dataclasses.asdict(self.config),
+            seed=session.seed,
+            versions=versions(),
+        )
+
+    def _check_ready(self) -> None:
+        if self.failure is not None:
+            raise RuntimeClosed("the clock thread died; make a new Runtime") from self.failure
+        if self._closed:
+            raise RuntimeClosed("this Runtime is closed; make a new one")
+
+
+_RUNTIME_CLOSED = CloseReason(CloseCode.RUNTIME_CLOSED, "the runtime was closed")
+
+
+def _check_seed(seed: int | None, otherwise: int) -> int:
+    if seed is None:
+        return otherwise % 2**63
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be an integer in [0, 2**63), got {seed!r}")
+    return seed
+
+
+def _load(config: RuntimeConfig) -> ModelFamily:
+    from microturn.model.interaction import load
+
+    preset = None if config.checkpoint else config.preset
+    try:
+        return load(preset, config.checkpoint, tick_ms=config.tick_ms, seed=config.seed)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(str(error.args[0] if error.args else error)) from error

@@ -1,0 +1,273 @@
+"""A session as its owner sees it. Every method but the ones that read may be called from any
+thread, and none of those waits for a tick. No torch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from microturn.runtime.audio_input import Resampler, check_rate, to_mono
+from microturn.runtime.errors import (
+    AudioError,
+    CloseCode,
+    CloseReason,
+    ContextError,
+    InputError,
+    SessionClosed,
+)
+from microturn.runtime.image_input import to_patches
+from microturn.runtime.inbox import Inbox
+from microturn.runtime.output import Output
+from microturn.runtime.queues import OutputQueue
+
+if TYPE_CHECKING:
+    from microturn.model.family import Sampling
+
+
+class Words(Protocol):
+    """Text to ids."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """A session's exact counts until now.
+
+    ticks, late_ticks    outputs made, and those made after their deadline
+    waiting_audio_ms     pushed and not yet heard: how far hearing lags behind pushing
+    """
+
+    ticks: int
+    late_ticks: int
+    inserted_silence_ms: float
+    dropped_ms: float
+    dropped_outputs: int
+    replaced_images: int
+    pending_rows: int
+    waiting_audio_ms: float
+    waiting_outputs: int
+
+
+class Session:
+    """One user's stream: push audio, images and text in, iterate over outputs.
+
+    `for output in session` and `async for output in session` wait for the next output and end when
+    the session has ended and all its outputs are read; `closed_reason` says why. `poll()` never
+    waits. Leaving `with session:` closes it.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        outbox: OutputQueue,
+        *,
+        seed: int,
+        input_rate: int,
+        tokenizer: Words | None,
+        speak_ids: Sequence[int],
+        end: Callable[[str, CloseReason], None],
+    ) -> None:
+        self._inbox = inbox
+        self._outbox = outbox
+        self._rate = input_rate
+        self._tokenizer = tokenizer
+        self._speak_ids = tuple(speak_ids)
+        self._end = end
+        self._resampler = Resampler(input_rate)
+        self._pushing = threading.Lock()
+        self.seed = seed
+
+    @property
+    def id(self) -> str:
+        return self._inbox.session_id
+
+    @property
+    def state(self) -> str:
+        """One of "warming" (its opening context is still being fed), "live", "paused", "closed"."""
+        inbox = self._inbox
+        if inbox.closed is not None:
+            return "closed"
+        if inbox.paused:
+            return "paused"
+        return "live" if inbox.live else "warming"
+
+    @property
+    def closed_reason(self) -> CloseReason | None:
+        return self._inbox.closed
+
+    @property
+    def stats(self) -> SessionStats:
+        inbox, per_ms = self._inbox, self._rate / 1000
+        pending = inbox.pending_rows()
+        counters = inbox.counters
+        return SessionStats(
+            ticks=counters.ticks,
+            late_ticks=counters.late_ticks,
+            inserted_silence_ms=counters.silence_samples / per_ms,
+            dropped_ms=counters.dropped_samples / per_ms,
+            dropped_outputs=self._outbox.dropped,
+            replaced_images=inbox.patches.replaced,
+            pending_rows=pending,
+            waiting_audio_ms=len(inbox.audio) / per_ms,
+            waiting_outputs=len(self._outbox),
+        )
+
+    def push_audio(self, pcm: Any, rate: float) -> None:
+        """pcm [n] or [n, channels], int16 or float in [-1, 1], at `rate` Hz.
+
+        Resampled here, in the caller's thread. More than the queue holds follows `input_overflow`.
+        Raises AudioError when the samples are refused (all of them), SessionClosed.
+        """
+        self._check_open()
+        rate = check_rate(rate)
+        samples = to_mono(pcm)
+        capacity_ms = self._inbox.audio.capacity * 1000 / self._rate
+        if len(samples) * 1000 > capacity_ms * rate:
+            raise AudioError(
+                f"{len(samples) * 1000 / rate:.0f} ms in one push, the queue holds "
+                f"{capacity_ms:.0f} ms; push as it is recorded, or raise input_queue_ms"
+            )
+        with self._pushing:
+            self._check_open()
+            fits = self._inbox.push_audio(self._resampler.push(samples, rate))
+        if not fits:
+            self._overflow(capacity_ms)
+
+    def push_image(self, image: Any, *, still: bool = False) -> None:
+        """image: a PIL image, [H, W, 3] uint8, or an encoded file's bytes; decoded here.
+
+        A video frame (the default) takes the place of one that the model has not begun to see; a
+        still image is always seen. Images wait while the model has no vision tower.
+        Raises ImageError, QueueFull, SessionClosed.
+        """
+        self._check_open()
+        patches = to_patches(image, self._inbox.patches.capacity)
+        with self._pushing:
+            self._check_open()
+            self._inbox.push_patches(patches, still)
+
+    def append_context(self, text: str, speak: bool = False) -> None:
+        """The model knows the text from the tick on that takes its last token; with `speak` it is
+        asked to voice it. Tokenized here. Raises ContextError, QueueFull, SessionClosed.
+        """
+        self._check_open()
+        ids = context_ids(text, self._tokenizer, self._speak_ids if speak else None)
+        with self._pushing:
+            self._check_open()
+            self._inbox.push_context(ids)
+
+    def update(self, *, sampling: Sampling) -> None:
+        """From the next tick on. Raises InputError, SessionClosed."""
+        from microturn.model.family import Sampling as Kind
+
+        self._check_open()
+        if not isinstance(sampling, Kind):
+            raise InputError(f"sampling must be a Sampling, got {type(sampling).__name__}")
+        self._inbox.sampling = sampling
+
+    def pause(self) -> None:
+        """From the next tick on nothing is heard or said, and nothing changes but the clock; of
+        the audio pushed meanwhile the newest tick is kept. Raises SessionClosed.
+        """
+        self._check_open()
+        self._inbox.paused = True
+
+    def resume(self) -> None:
+        """Raises SessionClosed."""
+        self._check_open()
+        self._inbox.paused = False
+
+    def close(self, *, drain: bool = False) -> None:
+        """Ends the session and frees its slot; outputs already made can still be read.
+
+        drain: first hear everything accepted so far (a paused session resumes), then end. Closing
+        twice is fine.
+        """
+        if self._inbox.closed is not None:
+            return
+        if not drain:
+            self._end(self.id, CloseReason(CloseCode.CLOSED, "closed by its owner"))
+            return
+        with self._pushing:
+            if self._inbox.draining:
+                return
+            try:
+                fits = self._inbox.push_audio(self._resampler.flush())
+            except SessionClosed:
+                return
+            self._inbox.draining = True
+            self._inbox.paused = False
+        if not fits:
+            self._overflow(self._inbox.audio.capacity * 1000 / self._rate)
+
+    def poll(self) -> Output | None:
+        """The next output if there is one."""
+        return self._outbox.poll()
+
+    def read(self, timeout: float | None = None) -> Output | None:
+        """Waits for the next output. None at the end, or after `timeout` seconds."""
+        return self._outbox.get(timeout)
+
+    def __iter__(self) -> Session:
+        return self
+
+    def __next__(self) -> Output:
+        output = self._outbox.get()
+        if output is None:
+            raise StopIteration
+        return output
+
+    def __aiter__(self) -> Session:
+        return self
+
+    async def __anext__(self) -> Output:
+        output = await self._outbox.get_async()
+        if output is None:
+            raise StopAsyncIteration
+        return output
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self.state}>"
+
+    def _check_open(self) -> None:
+        self._inbox.check_open()
+        if self._inbox.draining:
+            reason = CloseReason(CloseCode.CLOSED, "closing once its input is heard")
+            raise SessionClosed(self.id, reason)
+
+    def _overflow(self, capacity_ms: float) -> None:
+        detail = f"more than {capacity_ms:.0f} ms of audio were waiting"
+        self._end(self.id, CloseReason(CloseCode.INPUT_OVERFLOW, detail))
+        self._inbox.check_open()
+
+
+def context_ids(
+    text: Any, tokenizer: Words | None, speak_ids: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The ids of a context text; speak_ids, when it is to be voiced, go before them.
+
+    Raises ContextError.
+    """
+    if not isinstance(text, str):
+        raise ContextError(f"context must be a string, got {type(text).__name__}")
+    if tokenizer is None:
+        raise ContextError("this model came without a tokenizer: put tokenizer.json beside it")
+    if speak_ids is not None and not speak_ids:
+        raise ContextError("this model's vocabulary has no way to ask for speech; use speak=False")
+    return (*(speak_ids or ()), *tokenizer.encode(text))
