@@ -1,0 +1,160 @@
+"""The `microturn-bench` command: a card, a table, then one JSON document as the last line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from microturn.runtime.cli.errors import OneLineErrors, usage_errors
+
+WIDTH = 120
+SUITES = {"tick": "whole ticks of the runtime: step times, slack, deadline misses"}
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measure microturn. Tables are for people; the last line of stdout is one JSON document.",
+)
+
+
+@app.command()
+def tick(
+    preset: Annotated[str, typer.Option(help="A named model.")] = "interaction-tiny",
+    checkpoint: Annotated[Path | None, typer.Option(help="Its weights; else seeded.")] = None,
+    ticks: Annotated[int, typer.Option(min=1, help="3000 of 100 ms are five minutes.")] = 3000,
+    sessions: Annotated[int, typer.Option(min=1, help="Live sessions in every tick.")] = 1,
+    tick_ms: Annotated[int, typer.Option(help="Length of a tick.")] = 100,
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime/--fast", help="On the real clock, or tick after tick."),
+    ] = True,
+    heard: Annotated[
+        Path | None, typer.Option("--input", help="A recording to loop; else seeded noise.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise, weights and sampling.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads of the step.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the document here; committed results are bench/results/<device>/."
+        ),
+    ] = None,
+) -> None:
+    """Time whole ticks and count deadline misses."""
+    from microturn.bench import schema
+    from microturn.bench.tick import CheckFailed, TickRun, document
+    from microturn.model.interaction import load, num_parameters
+    from microturn.runtime.cli.audio import read_recording
+    from microturn.runtime.cli.live import Status, view
+
+    with usage_errors(ValueError, KeyError, OSError, MemoryError):
+        family = load(None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed)
+    run = TickRun(
+        family=family,
+        preset=family.name,
+        ticks=ticks,
+        sessions=sessions,
+        realtime=realtime,
+        seed=seed,
+        threads=threads,
+        recording=None if heard is None else read_recording(heard),
+    )
+    typer.echo(
+        f"{run.case}: {ticks} ticks, {'real clock' if realtime else 'flat out'}, "
+        f"{num_parameters(family.config) / 1e6:.1f} M parameters, "
+        f"{sum(spec.bytes_per_slot for spec in family.arena_specs()) / 1e6:.1f} MB a session, "
+        f"{'trained' if family.trained else 'untrained'} weights"
+    )
+    progress = Console(stderr=True)
+    status = Status(run.case, tick_ms, not family.trained, total_ms=ticks * tick_ms)
+    with view(progress) as shown:
+
+        def watch(output: Any) -> None:
+            status.follow(output)
+            shown.show(status)
+
+        try:
+            made = document(run, watch)
+        except CheckFailed as error:
+            typer.echo(f"check failed, nothing was timed: {error}", err=True)
+            raise typer.Exit(1) from None
+    _print_ticks(made)
+    if out is not None:
+        with usage_errors(OSError):
+            schema.write(out, made)
+    typer.echo(schema.dumps(made))
+
+
+@app.command("list")
+def list_(
+    op: Annotated[str | None, typer.Option(help="Show the cases of one op.")] = None,
+) -> None:
+    """List the suites, and the ops with their cases, flops and bytes."""
+    from microturn.kernels.registry import OPS, get
+
+    with usage_errors(KeyError):
+        shown = OPS if op is None else {op: get(op)}
+    document: dict[str, Any] = {"suites": list(SUITES), "ops": {}}
+    suites = Table("suite", "what it measures", box=None, header_style="bold")
+    for name, what in SUITES.items():
+        suites.add_row(name, what)
+    table = Table("op", box=None, header_style="bold")
+    table.add_column("case", overflow="fold")
+    for title in ("MFLOP", "MB fp32"):
+        table.add_column(title, justify="right")
+    table.add_column("reason")
+    for name, entry in shown.items():
+        document["ops"][name] = [
+            {"case": c.id, "flops": c.flops, "bytes_fp32": c.bytes(4), "reason": c.reason}
+            for c in entry.cases
+        ]
+        for c in entry.cases:
+            table.add_row(name, c.id, f"{c.flops / 1e6:.3f}", f"{c.bytes(4) / 1e6:.3f}", c.reason)
+    console = Console(width=WIDTH)
+    if op is None:
+        console.print(suites)
+        console.print()
+    console.print(table)
+    typer.echo(json.dumps(document))
+
+
+def _print_ticks(document: dict[str, Any]) -> None:
+    meta = document["meta"]
+    typer.echo(
+        f"{meta['device']}, {meta['threads']} torch threads, version {meta['torch']}, "
+        f"git {meta['git']}, load before {meta['load_1min_before']}"
+    )
+    columns = {
+        "step_ms_p50": "p50",
+        "step_ms_p99": "p99",
+        "step_ms_p999": "p99.9",
+        "step_ms_max": "max ms",
+        "slack_ms_min": "least slack",
+        "wake_ms_p99": "wake p99",
+        "ticks": "ticks",
+        "misses": "misses",
+        "miss_rate_upper95": "miss rate <=",
+    }
+    table = Table(box=None, header_style="bold")
+    table.add_column("case", no_wrap=True)
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for row in document["rows"]:
+        values = (row[field] for field in columns)
+        table.add_row(
+            row["case"],
+            *(f"{v:.3g}" if isinstance(v, float) and v < 1 else f"{v:.5g}" for v in values),
+        )
+    Console(width=WIDTH).print(table)
+
+
+def main() -> None:
+    """The console script."""
+    app()

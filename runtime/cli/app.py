@@ -1,0 +1,183 @@
+"""The `microturn` command: run, talk, replay, models, doctor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from microturn.runtime.cli import events
+from microturn.runtime.cli.errors import OneLineErrors
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Full-duplex interaction models in real time.",
+)
+
+Preset = Annotated[str | None, typer.Option(help="A named model; `microturn models` lists them.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint folder instead of a preset.")]
+TickMs = Annotated[int, typer.Option(help="Length of a tick, a multiple of 50 ms.")]
+Seed = Annotated[int, typer.Option(help="Of the session's sampling and of random weights.")]
+Instructions = Annotated[str | None, typer.Option(help="Text the session starts with.")]
+Threads = Annotated[int, typer.Option(help="torch threads; one is fastest for the tiny preset.")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.command()
+def run(
+    speech: Annotated[Path, typer.Argument(help="A recording of what the model hears.")],
+    out: Annotated[Path, typer.Option(help="REPLY.wav; REPLY.json and REPLY.png go beside it.")],
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="EVENTS.json",
+            help=f"A JSON file of timed text, {events.FORMAT}: each text enters the session as "
+            "context at that time of the input; speak asks the model to say it.",
+        ),
+    ] = None,
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    tick_ms: TickMs = 100,
+    realtime: Annotated[
+        bool,
+        typer.Option(
+            "--realtime/--fast",
+            help="Hear the recording at the pace of speech, or as fast as the machine can.",
+        ),
+    ] = True,
+    seed: Seed = 0,
+    tail_ms: Annotated[
+        int, typer.Option(min=0, help="Silence after the recording, time to answer.")
+    ] = 2000,
+    dump: Annotated[
+        Path | None, typer.Option(help="Record inputs and plans here for `microturn replay`.")
+    ] = None,
+    instructions: Instructions = None,
+    threads: Threads = 1,
+) -> None:
+    """Stream a recording through a model and write what it says."""
+    from microturn.runtime.cli.run import ModelOptions, RunOptions, run_recording
+
+    options = RunOptions(
+        model=ModelOptions(preset, checkpoint, tick_ms, seed, threads),
+        speech=speech,
+        out=out,
+        text=text,
+        realtime=realtime,
+        tail_ms=tail_ms,
+        dump=dump,
+        instructions=instructions,
+    )
+    run_recording(options, Console())
+
+
+@app.command()
+def talk(
+    preset: Preset = None,
+    checkpoint: Checkpoint = None,
+    tick_ms: TickMs = 100,
+    seed: Seed = 0,
+    instructions: Instructions = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after this long; else Ctrl-C stops.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Talk with a model: microphone in, loudspeaker out. Wear headphones: the model hears
+    everything the microphone does, its own voice included.
+    """
+    from microturn.runtime.cli.run import ModelOptions
+    from microturn.runtime.cli.talk import SoundDevice, talk_to
+
+    model = ModelOptions(preset, checkpoint, tick_ms, seed, threads)
+    talk_to(model, SoundDevice(), Console(), instructions=instructions, seconds=seconds)
+
+
+@app.command()
+def replay(
+    dump: Annotated[
+        Path, typer.Argument(help="A folder written by --dump, or one session's folder in it.")
+    ],
+    threads: Threads = 1,
+) -> None:
+    """Run dumped sessions again and compare every bit. Exit code 1 when one differs."""
+    from microturn.runtime.cli.replay import replay_all
+
+    if not replay_all(dump, Console(), threads=threads):
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the presets: sizes, memory, whether they are trained, what they need."""
+    from microturn.runtime.cli.models import bytes_text, count_text, preset_table
+
+    rows = preset_table()
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("preset", "layers", "hidden", "experts", "parameters", "fp32", "a session"):
+        table.add_column(column, justify="left" if column == "preset" else "right")
+    for column in ("weights", "real time on", "fits here"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row.name,
+            str(row.layers),
+            str(row.hidden),
+            row.experts,
+            count_text(row.parameters),
+            bytes_text(row.weight_bytes),
+            bytes_text(row.session_bytes),
+            "trained" if row.trained else "untrained",
+            row.real_time,
+            "yes" if row.fits else "no: memory",
+        )
+    console = Console()
+    console = console if console.is_terminal else Console(width=120)
+    console.print(table)
+    console.print(
+        "\nexperts: routed (top-k + shared); untrained: seeded random weights, which say nothing; "
+        "a checkpoint brings its own",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can and cannot do, and why. Exit code 1 only if nothing can run."""
+    from microturn.runtime.cli.doctor import examine, verdict
+
+    checks = examine()
+    if as_json:
+        checked = [asdict(check) for check in checks]
+        typer.echo(json.dumps({"checks": checked, "verdict": verdict(checks)}))
+    else:
+        console = Console()
+        colors = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+        for check in checks:
+            console.print(
+                f"[{colors[check.state]}]{check.state:<5}[/]{check.name:<8}{escape(check.says)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        console.print(f"\n{verdict(checks)}", highlight=False)
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console script."""
+    app()
