@@ -72,6 +72,7 @@ $(VENV)/.dev: pyproject.toml
 	@touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
+	@mkdir -p demo
 	@$(BIN)/microturn run tests/data/jfk.flac --out demo/reply.wav --realtime
 
 test: $(VENV)/.dev
