@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,14 +18,23 @@ class UsageError(MicroturnError):
 
 
 class OneLineErrors(TyperGroup):
-    """A command group: what a command raises on purpose ends it with one line."""
+    """A command group: what a command raises on purpose ends it with one line.
+
+    Late and skipped ticks are in the view and the numbers of a command, so their log lines stay
+    out of its way.
+    """
 
     def invoke(self, ctx: Any) -> Any:
+        log = logging.getLogger("microturn")
+        before = log.level
+        log.setLevel(logging.ERROR)
         try:
             return super().invoke(ctx)
         except MicroturnError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
+        finally:
+            log.setLevel(before)
 
 
 @contextmanager

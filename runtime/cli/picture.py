@@ -19,6 +19,7 @@ HEARD, SAID, TOLD = "#47698c", "#b3592e", "#7a5c99"
 SLACK, MISS = "#5f8f7f", "#c2332b"
 COLUMNS = 1800
 WORD_ROWS = 6
+FEW_WORDS = 60
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,9 @@ def _words(figure: Any, axis: Any, said: Sequence[Word], end: float) -> None:
     if not said:
         axis.text(end / 2, WORD_ROWS / 2, "no words", color=SOFT, ha="center", va="center")
         return
+    size = 10 if len(said) <= FEW_WORDS else 8
     axis.vlines([word.ms / 1000 for word in said], -0.6, -0.1, color=SAID, lw=0.7, alpha=0.8)
-    labels = [
-        axis.text(word.ms / 1000, row + 0.5, word.text, fontsize=8, va="center")
-        for row, word in ((0, word) for word in said)
-    ]
+    labels = [axis.text(word.ms / 1000, 0, word.text, fontsize=size, va="center") for word in said]
     renderer = figure.canvas.get_renderer()
     scale = end / axis.get_window_extent(renderer).width
     widths = [label.get_window_extent(renderer).width * scale for label in labels]
