@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from microturn.runtime.engine import RowOutput
@@ -34,15 +34,6 @@ class Voice:
     tokenizer: Pieces | None
 
 
-@dataclass(frozen=True)
-class TickTimes:
-    """What an output says about its tick."""
-
-    tick: int
-    slack_ns: int
-    step_ns: int
-
-
 class Emitter:
     """Hands each session its output, and ends the sessions whose row went wrong."""
 
@@ -50,38 +41,39 @@ class Emitter:
         self._voice = voice
         self._scheduler = scheduler
 
-    def emit(self, share: Share, row: RowOutput | None, times: TickTimes) -> Output | None:
-        """The output made, None for a row that made none. Call after the tick was settled.
+    def make(self, share: Share, row: RowOutput | None, tick: int, step_ns: int) -> Output | None:
+        """The session's output, its slack still to come; None for a row that makes none. Call after
+        the tick was settled.
 
         What goes wrong here ends this session only.
         """
-        seat = share.seat
-        if seat.inbox.closed is not None:
+        session_id = share.seat.session_id
+        if share.seat.inbox.closed is not None:
             return None
         try:
             if row is None or not row.ok:
                 what = "nothing" if row is None else "numbers that are not finite"
-                self._end(
-                    share, CloseCode.NOT_FINITE, f"the model gave {what} at tick {times.tick}"
-                )
+                self._end(share, CloseCode.NOT_FINITE, f"the model gave {what} at tick {tick}")
                 return None
-            if not share.held.live:
-                return None
-            output = self._output(share, row, times)
+            return self._output(share, row, tick, step_ns) if share.held.live else None
         except Exception as error:
-            log.exception("session %s: tick %d could not be emitted", seat.session_id, times.tick)
+            log.exception("session %s: tick %d could not be emitted", session_id, tick)
             self._end(share, CloseCode.INTERNAL, f"its output failed: {error}")
             return None
+
+    def put(self, share: Share, output: Output, slack_ns: int) -> None:
+        """Hands it over; a session that reads too slowly may end by it."""
+        seat = share.seat
+        output = replace(output, slack_ms=slack_ns / 1e6)
         seat.inbox.counters.ticks += 1
         seat.inbox.counters.late_ticks += output.late
         if not seat.outbox.put(output):
             self._end(share, CloseCode.SLOW_READER, f"{len(seat.outbox)} outputs were not read")
-        return output
 
     def _end(self, share: Share, code: CloseCode, detail: str) -> None:
         self._scheduler.end(share.seat.session_id, CloseReason(code, detail))
 
-    def _output(self, share: Share, row: RowOutput, times: TickTimes) -> Output:
+    def _output(self, share: Share, row: RowOutput, tick: int, step_ns: int) -> Output:
         voice, seat = self._voice, share.seat
         start_ms = (seat.position - 1) * voice.tick_ms
         ids = [int(i) for i in row.text_ids]
@@ -97,7 +89,7 @@ class Emitter:
         per_ms = voice.input_rate / 1000
         return Output(
             session_id=seat.session_id,
-            tick=times.tick,
+            tick=tick,
             start_ms=start_ms,
             end_ms=start_ms + voice.tick_ms,
             audio=row.audio,
@@ -105,8 +97,8 @@ class Emitter:
             text="".join(event.piece for event in events),
             events=events,
             codes=row.codes,
-            slack_ms=times.slack_ns / 1e6,
-            step_ms=times.step_ns / 1e6,
+            slack_ms=0.0,
+            step_ms=step_ns / 1e6,
             pending_rows=seat.inbox.pending_rows(),
             inserted_silence_ms=share.missing / per_ms,
             dropped_ms=seat.inbox.take_dropped() / per_ms,

@@ -82,6 +82,14 @@ class Inbox:
         if self.closed is not None:
             raise SessionClosed(self.session_id, self.closed)
 
+    def drain(self, tail: Samples) -> None:
+        """The last samples: the session ends when all is heard. Raises SessionClosed."""
+        with self.lock:
+            self.check_open()
+            self.audio.push(tail, tail=True)
+            self.draining = True
+            self.paused = False
+
     def push_audio(self, samples: Samples) -> bool:
         """False when they do not fit and nothing may be dropped for them. Raises SessionClosed."""
         with self.lock:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from microturn.runtime.clock import Clock, Grid
-from microturn.runtime.emit import Emitter, TickTimes
+from microturn.runtime.emit import Emitter
 from microturn.runtime.engine import Engine, RowInput, TickOutputs
 from microturn.runtime.errors import CloseCode, CloseReason
 from microturn.runtime.garbage import SlackCollector
@@ -89,22 +89,24 @@ class TickLoop:
         if outputs is None:
             return plan
         stepped_at = time.perf_counter_ns()
+        made = []
+        for share in gathered.shares:
+            row = outputs.rows.get(share.seat.session_id)
+            output = self._emitter.make(share, row, tick, stepped_at - planned_at)
+            if output is not None:
+                made.append((share, output))
         slack = grid.deadline(tick) - self._clock.now()
-        times = TickTimes(tick, slack, stepped_at - planned_at)
-        made = [
-            self._emitter.emit(share, outputs.rows.get(share.seat.session_id), times)
-            for share in gathered.shares
-        ]
-        emitted_at = time.perf_counter_ns()
+        for share, output in made:
+            self._emitter.put(share, output, slack)
         timing = TickTiming(
             wake=woke - grid.due(tick),
             gather=gathered_at - began,
             plan=planned_at - gathered_at,
             step=stepped_at - planned_at,
-            emit=emitted_at - stepped_at,
-            slack=grid.deadline(tick) - self._clock.now(),
+            emit=time.perf_counter_ns() - stepped_at,
+            slack=slack,
         )
-        self._metrics.tick(timing, sum(output is not None for output in made))
+        self._metrics.tick(timing, len(made))
         if self._record is not None:
             self._record(plan, inputs, outputs)
         return plan

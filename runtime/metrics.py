@@ -25,7 +25,8 @@ class TickTiming:
 
     wake     how late the tick began after its due time
     gather, plan, step, emit  time spent, by the machine's clock
-    slack    deadline minus the end of emit, by the runtime's clock
+    slack    deadline minus the moment the outputs were made, by the runtime's clock: the same
+             number that the outputs carry
     """
 
     wake: int
@@ -40,9 +41,9 @@ class Metrics:
     """Counts and histograms of one runtime.
 
     A batch tick is one that stepped at least one session; only they can miss. A miss is a batch
-    tick that ended after its deadline. Skipped ticks are grid points that passed while another tick
-    ran. Rates and their bounds are of batch ticks and skipped ones together: a skipped tick gave
-    nobody anything in time.
+    tick whose outputs were made after its deadline. Skipped ticks are grid points that passed while
+    another tick ran. Rates and their bounds are of batch ticks and skipped ones together: a skipped
+    tick gave nobody anything in time.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class Output:
                     transcript
     events          every text token but `<listen>`
     codes           [F, Q] int64, the codec frames of audio
-    slack_ms        deadline minus the moment the outputs of the tick were out; negative is late
+    slack_ms        deadline minus the moment the tick's outputs were all made; negative is late
     step_ms         the model's part of the tick
     pending_rows    context and patch rows still waiting after this tick
     inserted_silence_ms  how much of what it heard was missing and became silence

@@ -35,12 +35,14 @@ class AudioQueue:
     def __len__(self) -> int:
         return self._size
 
-    def push(self, samples: Samples) -> int:
-        """Drops the oldest samples that no longer fit and says how many."""
+    def push(self, samples: Samples, *, tail: bool = False) -> int:
+        """Drops the oldest samples that no longer fit and says how many; none for a tail, which
+        is the short last end of what was accepted before.
+        """
         if len(samples):
             self._chunks.append(samples)
             self._size += len(samples)
-        return self.keep(self.capacity)
+        return 0 if tail else self.keep(self.capacity)
 
     def keep(self, count: int) -> int:
         """Drops all but the newest `count` and says how many that were."""

@@ -1,9 +1,8 @@
-"""A session as its owner sees it. Every method but the ones that read may be called from any
-thread, and none of those waits for a tick. No torch.
-"""
+"""A session as its owner sees it. No torch."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,9 @@ class Session:
 
     `for output in session` and `async for output in session` wait for the next output and end when
     the session has ended and all its outputs are read; `closed_reason` says why. `poll()` never
-    waits. Leaving `with session:` closes it.
+    waits: on a clock driven by hand, poll between ticks. Leaving `with session:` closes it.
+
+    Every method may be called from any thread. None but the ones that read waits for a tick.
     """
 
     def __init__(
@@ -193,17 +194,9 @@ class Session:
         if not drain:
             self._end(self.id, CloseReason(CloseCode.CLOSED, "closed by its owner"))
             return
-        with self._pushing:
-            if self._inbox.draining:
-                return
-            try:
-                fits = self._inbox.push_audio(self._resampler.flush())
-            except SessionClosed:
-                return
-            self._inbox.draining = True
-            self._inbox.paused = False
-        if not fits:
-            self._overflow(self._inbox.audio.capacity * 1000 / self._rate)
+        with self._pushing, contextlib.suppress(SessionClosed):
+            if not self._inbox.draining:
+                self._inbox.drain(self._resampler.flush())
 
     def poll(self) -> Output | None:
         """The next output if there is one."""

@@ -291,6 +291,24 @@ def test_draining_hears_all_that_was_accepted(
     assert outputs[-1].pending_rows == 0
 
 
+@pytest.mark.parametrize("policy", ["drop_oldest", "close"])
+def test_draining_a_full_queue_loses_nothing(
+    make_runtime: MakeRuntime, tools: SimpleNamespace, policy: str
+) -> None:
+    runtime = make_runtime(input_queue_ms=200, input_overflow=policy)
+    session = runtime.open()
+    session.push_audio(tools.noise(9_600), 48_000)
+    session.push_audio(tools.noise(480), 48_000)
+    session.close(drain=True)
+    for _ in range(5):
+        runtime.tick()
+    heard = sum(100 - o.inserted_silence_ms for o in session)
+    assert heard == pytest.approx(10_080 / 48, abs=0.1)
+    assert session.stats.dropped_ms == 0
+    assert session.closed_reason is not None
+    assert session.closed_reason.code is CloseCode.CLOSED
+
+
 def test_opening_checks_what_it_is_given(make_runtime: MakeRuntime, make_family: Any) -> None:
     runtime = make_runtime(context_queue_rows=5)
     for kind, says, arguments in (
