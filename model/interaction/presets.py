@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 from microturn.model.inkling.config import TrunkConfig
+from microturn.model.inkling.vision import VisionConfig
 from microturn.model.interaction.config import ROWS_PER_COMMIT, InteractionConfig
 from microturn.model.interaction.depth import DepthConfig
 from microturn.model.mimi.config import MimiConfig
@@ -47,7 +48,13 @@ def _small() -> InteractionConfig:
         conv_kernel=4,
         max_rows_per_tick=ROWS_PER_COMMIT,
     )
-    return _assemble("interaction-small", trunk, MimiConfig.interaction(), (1024, 6, 16, 2816))
+    return _assemble(
+        "interaction-small",
+        trunk,
+        VisionConfig(),
+        MimiConfig.interaction(),
+        (1024, 6, 16, 2816),
+    )
 
 
 def _mini() -> InteractionConfig:
@@ -81,7 +88,13 @@ def _mini() -> InteractionConfig:
         conv_kernel=4,
         max_rows_per_tick=ROWS_PER_COMMIT,
     )
-    return _assemble("interaction-mini", trunk, MimiConfig.interaction(), (1024, 6, 16, 2816))
+    return _assemble(
+        "interaction-mini",
+        trunk,
+        VisionConfig((128, 320, 1536)),
+        MimiConfig.interaction(),
+        (1024, 6, 16, 2816),
+    )
 
 
 def _tiny() -> InteractionConfig:
@@ -118,6 +131,7 @@ def _tiny() -> InteractionConfig:
     return _assemble(
         "interaction-tiny",
         trunk,
+        VisionConfig((16, 32, 48)),
         MimiConfig.tiny(),
         (96, 2, 4, 192),
         tokenizer="tiny_tokenizer.json",
@@ -127,6 +141,7 @@ def _tiny() -> InteractionConfig:
 def _assemble(
     name: str,
     trunk: TrunkConfig,
+    vision: VisionConfig,
     codec: MimiConfig,
     depth: tuple[int, int, int, int],
     tokenizer: str | None = None,
@@ -152,6 +167,7 @@ def _assemble(
         listen_id=start - 2,
         delegate_id=start - 1,
         start_id=start,
+        vision=vision,
         tokenizer=tokenizer,
     )
 
