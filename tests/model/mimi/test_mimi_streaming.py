@@ -91,6 +91,18 @@ def test_the_stream_is_the_whole_sequence(codec: Mimi, direction: str) -> None:
 
 
 @DIRECTIONS
+def test_kernels_of_one_row_carry_nothing(direction: str) -> None:
+    one = build(dataclasses.replace(SMALL, last_kernel_size=1, residual_kernel_size=1))
+    x = inputs(one, direction, 20)
+    with torch.inference_mode():
+        stream = CodecStream(one, direction, 1).feed(
+            {0: x}, random_calls({0: 20}, random.Random(1))
+        )
+        want = whole(one, direction, x)
+    assert torch.equal(stream[0], want) or bool((stream[0] - want).abs().max() < 1e-6)
+
+
+@DIRECTIONS
 def test_whole_sequences_may_share_a_batch(codec: Mimi, direction: str) -> None:
     """How training runs: no state, lines of any length."""
     parts = [inputs(codec, direction, n) for n in (9, 9, 4)]
