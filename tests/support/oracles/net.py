@@ -64,6 +64,7 @@ class TrunkCase:
             "audio": self.audio > 0,
             "several sessions": len(self.lengths) > 1,
             "a ring wraps 3 times or more": sliding and longest >= 4 * ring,
+            "a ring wraps 7 times or more": sliding and longest >= 8 * ring,
             "past the window": sliding and longest > c.sliding_window,
             "past the extent": bool(c.global_layers) and longest > c.rel_extent,
             "past the log floor": bool(c.global_layers and c.log_floor) and longest > c.log_floor,
@@ -94,7 +95,7 @@ def trunk_cases(draw: st.DrawFn) -> TrunkCase:
         heads[f"{kind}num_heads"] = kv_heads * draw(st.integers(1, 4 if kv_heads == 1 else 2))
         heads[f"{kind}head_dim"] = draw(_sixteens(3))
     if long:
-        lengths = (draw(st.integers(512, 700)),)
+        lengths = (draw(st.integers(512, 1100)),)
         window, rows = draw(st.integers(1, 100)), draw(st.integers(20, 64))
     else:
         lengths = tuple(draw(st.lists(st.integers(1, 90), min_size=1, max_size=3)))
