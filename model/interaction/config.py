@@ -93,7 +93,8 @@ class InteractionConfig:
         """The inverse of to_dict. Raises ValueError naming an unknown or missing field."""
         nested: dict[str, Any] = {"trunk": TrunkConfig, "depth": DepthConfig, "codec": MimiConfig}
         known = {k: _build(nested[k], v, k) if k in nested else v for k, v in values.items()}
-        return _build(cls, known, "model")
+        config: InteractionConfig = _build(cls, known, "model")
+        return config
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
