@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel-test clean distclean
+.PHONY: help demo test lint wheel-test oracle-long clean distclean
 
 # Interpreters to try, in order; the first of at least 3.11 that can make environments is taken.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -16,6 +16,9 @@ TORCH_INDEX ?=
 TRITON ?= triton==3.6.0
 # More arguments for pytest: make test PYTEST_ARGS="tests/kernels -k linear"
 PYTEST_ARGS ?=
+# Size and seed of make oracle-long: so many random models, and half as many codecs.
+COUNT ?= 1000
+SEED ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,8 +60,9 @@ help:
 	@echo "make test        the whole test suite"
 	@echo "make lint        ruff and mypy"
 	@echo "make wheel-test  build the wheel and run the fast tests against it"
+	@echo "make oracle-long random models and codecs against transformers and moshi, COUNT and SEED"
 	@echo "make clean       remove what was built (distclean: the environment too)"
-	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS (see the top of this file)"
+	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS, COUNT, SEED (see the top of this file)"
 
 $(VENV)/.base: pyproject.toml
 	$(install)
@@ -101,6 +105,10 @@ wheel-test: $(VENV)/.dev
 	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" $(WHEEL_PYTHON) -P -m pytest -q -p no:cacheprovider \
 	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m "not oracle and not slow" \
 	  $(CURDIR)/tests $(PYTEST_ARGS)
+
+oracle-long: $(VENV)/.dev
+	@PYTHONPATH=tests/support nice -n 19 $(BIN)/python -P -m oracles.long \
+	  --count $(COUNT) --seed $(SEED) --results bench/results
 
 clean:
 	rm -rf build dist demo *.egg-info $(WHEEL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

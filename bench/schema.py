@@ -12,7 +12,7 @@ from typing import Any
 from microturn.kernels.registry import OP_NAMES
 
 SCHEMA = 1
-SYSTEM_OPS = ("tick", "capacity", "load", "soak", "interactivity")
+SYSTEM_OPS = ("tick", "capacity", "load", "soak", "interactivity", "oracle")
 OPS = (*OP_NAMES, *SYSTEM_OPS)
 
 META_TEXT = ("device", "torch", "date")
@@ -29,6 +29,7 @@ TICK_NUMBERS = (
     "miss_rate_upper95",
     "sessions",
 )
+ORACLE_NUMBERS = ("seed", "configs", "rejected", "failures", "max_abs_diff", "bar")
 CASE = re.compile(r"^[A-Za-z_]\w*=[^,=\s]+(,[A-Za-z_]\w*=[^,=\s]+)*$")
 
 
@@ -67,10 +68,15 @@ def _row(where: str, row: Any) -> None:
     op, case = row["op"], row["case"]
     _need(op in OPS, f"{where}.op", f"unknown {op!r}; known: {', '.join(OPS)}")
     _need(bool(CASE.match(case)), f"{where}.case", f"must be key=value,key=value, got {case!r}")
-    if op in SYSTEM_OPS and op != "interactivity":
+    if op in SYSTEM_OPS and op not in ("interactivity", "oracle"):
         _need(case.startswith("preset="), f"{where}.case", f"of {op} begins with preset=")
     if op == "interactivity":
         _need(_is_number(row.get("score")), f"{where}.score", "must be a number")
+        return
+    if op == "oracle":  # a count of comparisons, timed by nobody
+        for field in ORACLE_NUMBERS:
+            _need(_is_number(row.get(field)), f"{where}.{field}", "must be a number of 0 or more")
+        _need(row["failures"] <= row["configs"], f"{where}.failures", "cannot exceed configs")
         return
     _need("us_p50" in row, f"{where}.us_p50", "is missing; null when it could not be measured")
     if row["us_p50"] is None:

@@ -82,7 +82,8 @@ class Conv(nn.Module):
         return (tail_spec(name, self.weights.tail_shape),)
 
     def forward(self, x: Tensor, state: Twice | None, rows: RowBatch) -> Tensor:
-        return causal_conv(x, self.weights, state, rows)
+        weights = self.weights
+        return causal_conv(x, weights, state if weights.history else None, rows)
 
 
 class ConvTranspose(nn.Module):
@@ -150,7 +151,8 @@ class ResidualUnit(nn.Module):
         return (tail_spec(name, self.weights.tail_shape),)
 
     def forward(self, x: Tensor, state: Twice | None, rows: RowBatch) -> Tensor:
-        return residual_unit(x, self.weights, state, rows)
+        weights = self.weights
+        return residual_unit(x, weights, state if weights.inner.history else None, rows)
 
 
 class TransformerLayer(nn.Module):

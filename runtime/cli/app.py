@@ -1,9 +1,10 @@
-"""The `microturn` command: run, talk, replay, models, doctor."""
+"""The `microturn` command: run, talk, replay, logits, codec, models, doctor."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Full-duplex interaction models in real time.",
 )
+
+codec = typer.Typer(
+    cls=OneLineErrors, no_args_is_help=True, help="Audio to codes and back, with a released codec."
+)
+app.add_typer(codec, name="codec")
+
+
+class Dtype(StrEnum):
+    """What `logits` computes in."""
+
+    fp32 = "fp32"
+
 
 Preset = Annotated[str | None, typer.Option(help="A named model; `microturn models` lists them.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint folder instead of a preset.")]
@@ -141,6 +154,75 @@ def replay(
 
     if not replay_all(dump, Console(), threads=threads):
         raise typer.Exit(1)
+
+
+@app.command()
+def logits(
+    checkpoint: Annotated[
+        Path, typer.Option(help="A folder in the released Inkling layout (config.json beside).")
+    ],
+    ids: Annotated[Path, typer.Option(metavar="IDS.json", help="A JSON list of token ids.")],
+    out: Annotated[Path, typer.Option(metavar="LOGITS.npy", help="[T, vocabulary] fp32.")],
+    chunk: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stream in pieces of so many rows; else one whole sequence."),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What it computes in.")] = Dtype.fp32,
+    threads: Threads = 1,
+) -> None:
+    """Write the logits of token ids, to compare with another framework."""
+    import torch
+
+    from microturn.runtime.cli.logits import write_logits
+
+    torch.set_num_threads(threads)
+    rows, vocabulary = write_logits(checkpoint, ids, out, chunk=chunk)
+    typer.echo(f"{out}: logits [{rows}, {vocabulary}] {dtype.value}")
+
+
+CodecCheckpoint = Annotated[
+    Path,
+    typer.Option(
+        "--checkpoint", metavar="FILE_OR_DIR", help="A Mimi codec in kyutai's released layout."
+    ),
+]
+
+
+@codec.command()
+def encode(
+    speech: Annotated[Path, typer.Argument(metavar="IN.wav", help="Any recording.")],
+    checkpoint: CodecCheckpoint,
+    out: Annotated[Path, typer.Option(metavar="CODES.npy", help="[Q, F] int64.")],
+    codebooks: Annotated[
+        int | None, typer.Option(help="Q; 8, or as many as there are, when not given.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Write the codes of a recording."""
+    import torch
+
+    from microturn.runtime.cli import codec as commands
+
+    torch.set_num_threads(threads)
+    books, frames = commands.encode(speech, checkpoint, out, books=codebooks)
+    typer.echo(f"{out}: codes [{books}, {frames}] int64")
+
+
+@codec.command()
+def decode(
+    codes: Annotated[Path, typer.Argument(metavar="CODES.npy", help="[Q, F] integers.")],
+    checkpoint: CodecCheckpoint,
+    out: Annotated[Path, typer.Option(metavar="OUT.wav", help="Mono, 32-bit float.")],
+    threads: Threads = 1,
+) -> None:
+    """Write the audio of codes."""
+    import torch
+
+    from microturn.runtime.cli import codec as commands
+
+    torch.set_num_threads(threads)
+    seconds = commands.decode(codes, checkpoint, out)
+    typer.echo(f"{out}: {seconds:.2f} s")
 
 
 @app.command()

@@ -86,6 +86,17 @@ def test_an_op_row_carries_its_costs_or_null() -> None:
     schema.document("ops", META, [row | dict.fromkeys(schema.OP_NUMBERS)])
 
 
+def test_an_oracle_row_counts_and_is_not_timed() -> None:
+    row: dict[str, Any] = {"op": "oracle", "case": "family=mimi,seed=0", "dtype": "fp32"}
+    row |= {"provider": "microturn", **dict.fromkeys(schema.ORACLE_NUMBERS, 1)}
+    schema.document("oracle_long", META, [row])
+    for field in schema.ORACLE_NUMBERS:
+        with pytest.raises(schema.SchemaError, match=field):
+            schema.document("oracle_long", META, [row | {field: None}])
+    with pytest.raises(schema.SchemaError, match="failures cannot exceed"):
+        schema.document("oracle_long", META, [row | {"failures": 2}])
+
+
 @pytest.mark.parametrize(
     "path",
     sorted((Path(__file__).parents[2] / "bench/results").glob("*/*.json")),

@@ -11,8 +11,9 @@ from torch import Tensor
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.testing import assert_bitwise_equal, assert_close
 from microturn.model.inkling.config import TrunkConfig
-from microturn.model.inkling.trunk import AudioTower, Trunk, TrunkState
+from microturn.model.inkling.trunk import AudioTower, Trunk
 from microturn.runtime.arenas import Arenas
+from oracles.streams import feed, fresh, out_of_step, random_cuts
 
 CONFIG = TrunkConfig(
     hidden_size=64,
@@ -66,31 +67,6 @@ def streams(trunk: Trunk) -> Tensor:
         return trunk.embed(ids).view(3, ROWS, -1)
 
 
-def fresh(trunk: Trunk, num_slots: int) -> TrunkState:
-    return trunk.bind(Arenas(trunk.arena_specs("trunk"), num_slots), "trunk")
-
-
-@torch.no_grad()
-def feed(
-    trunk: Trunk, state: TrunkState, x: Tensor, cuts: list[int], *, slot: int = 0, start: int = 0
-) -> Tensor:
-    """One session by itself."""
-    parts = []
-    for part in x.split(cuts):
-        rows = RowBatch.build([slot], [len(part)], [start])
-        parts.append(trunk(part, state, rows))
-        start += len(part)
-    return torch.cat(parts)
-
-
-def random_cuts(total: int, most: int) -> list[int]:
-    cuts = []
-    while total:
-        cuts.append(min(total, int(torch.randint(1, most + 1, ()))))
-        total -= cuts[-1]
-    return cuts
-
-
 @pytest.mark.parametrize("most", [3, 64])
 def test_cuts_leave_no_trace(trunk: Trunk, streams: Tensor, most: int) -> None:
     x = streams[0]
@@ -110,40 +86,14 @@ def test_a_stream_is_the_whole_sequence(trunk: Trunk, streams: Tensor) -> None:
         assert_close(got, part, 1e-5)
 
 
-@torch.no_grad()
 def test_sessions_out_of_step_do_not_see_each_other(trunk: Trunk, streams: Tensor) -> None:
     """Three sessions start at different times, bring other row counts each step and sometimes
     pause; padding lines stand between them. Each is bitwise what it is alone.
     """
-    slots, state = [4, 0, 2], fresh(trunk, 5)
-    done, got = [0, 0, 0], [[], [], []]
-    step = 0
-    while min(done) < ROWS:
-        lines = []
-        for i in torch.randperm(3).tolist():
-            left = ROWS - done[i] if step >= 4 * i else 0
-            lines.append((i, min(left, int(torch.randint(0, 30, ())))))
-        run = [bool(torch.rand(()) < 0.8) for _ in lines]
-        rows = RowBatch.build(
-            [-1, *(slots[i] for i, _ in lines)],
-            [2, *(n for _, n in lines)],
-            [0, *(done[i] for i, _ in lines)],
-            exec_mask=[True, *run],
-        )
-        x = [torch.full((2, 64), float("nan"))]
-        x += [
-            streams[i, done[i] : done[i] + n] if ok else torch.full((n, 64), float("nan"))
-            for (i, n), ok in zip(lines, run, strict=True)
-        ]
-        y = trunk(torch.cat(x), state, rows).split([2, *(n for _, n in lines)])[1:]
-        for (i, n), ok, part in zip(lines, run, y, strict=True):
-            if ok:
-                got[i].append(part)
-                done[i] += n
-        step += 1
-    for i, parts in enumerate(got):
+    got = out_of_step(trunk, list(streams), 29, state=fresh(trunk, 5), slots=[4, 0, 2])
+    for i, together in enumerate(got):
         alone = feed(trunk, fresh(trunk, 1), streams[i], [50] * 6)
-        assert_bitwise_equal(torch.cat(parts), alone, f"session {i}")
+        assert_bitwise_equal(together, alone, f"session {i}")
 
 
 def test_the_next_tenant_sees_nothing_of_the_last(trunk: Trunk, streams: Tensor) -> None:
