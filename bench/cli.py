@@ -50,12 +50,12 @@ def tick(
     """Time whole ticks and count deadline misses."""
     from microturn.bench import schema
     from microturn.bench.tick import CheckFailed, TickRun, document
-    from microturn.model.interaction import load, num_parameters
+    from microturn.model.interaction import load_family, num_parameters
     from microturn.runtime.cli.audio import read_recording
     from microturn.runtime.cli.live import Status, view
 
     with usage_errors(ValueError, KeyError, OSError, MemoryError):
-        family = load(None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed)
+        family = load_family(None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed)
     run = TickRun(
         family=family,
         preset=family.name,

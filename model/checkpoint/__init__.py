@@ -1,4 +1,4 @@
-"""Safetensors checkpoints, read and written a slice at a time; weights rounded to a storage type."""
+"""Safetensors checkpoints, read and written a slice at a time, and weights in fewer bits."""
 
 from microturn.model.checkpoint.errors import CheckpointError
 from microturn.model.checkpoint.fit import FLOATS, Wanted, check_fit

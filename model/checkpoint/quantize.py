@@ -86,7 +86,8 @@ def check_weight_dtype(dtype: str) -> None:
 
 def _blocks(weight: Tensor) -> Tensor:
     """[..., K] -> [..., ceil(K / 128), 128], zeros behind the last input."""
-    return F.pad(weight, (0, -weight.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    padded = F.pad(weight, (0, -weight.shape[-1] % BLOCK))
+    return padded.view(*padded.shape[:-1], -1, BLOCK)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

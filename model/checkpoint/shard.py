@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -151,12 +151,9 @@ def _entries(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
-    def whole(values: Any) -> bool:
-        return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
-
-    fields = entry if isinstance(entry, dict) else {}
-    code, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(code, str) or not whole(shape) or not whole(offsets) or len(offsets) != 2:
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    code, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(code, str) or not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
         raise CheckpointError(
             f"{path}: {name} has no dtype, shape and data_offsets in the header, but {entry!r:.200}"
         )
@@ -172,6 +169,10 @@ def _info(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
             f"hold {end - begin}"
         )
     return info
+
+
+def _whole(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
 
 
 def _check_layout(path: Path, infos: list[TensorInfo], start: int, size: int) -> None:

@@ -41,12 +41,7 @@ class Item:
 def held_items(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> list[Item]:
     """Items of tensors in memory, written as `dtype`, or as they are."""
     return [
-        Item(
-            name,
-            dtype or tensor.dtype,
-            tuple(tensor.shape),
-            lambda start, stop, tensor=tensor: tensor[start:stop] if tensor.dim() else tensor,
-        )
+        Item(name, dtype or tensor.dtype, tuple(tensor.shape), _rows_of(tensor))
         for name, tensor in tensors.items()
     ]
 
@@ -125,7 +120,7 @@ def write_file(path: Path, items: Sequence[Item], *, progress: Progress | None =
                     )
                 if values.numel():
                     flat = values.reshape(-1).view(torch.uint8)
-                    file.write(memoryview(flat.numpy()))
+                    file.write(flat.numpy().data)
                     done += flat.numel()
                 if progress is not None:
                     progress(done, end)
@@ -146,3 +141,7 @@ def _shards(items: Sequence[Item], shard_bytes: int) -> list[list[Item]]:
 
 def _shifted(progress: Progress, before: int, total: int) -> Progress:
     return lambda done, _: progress(before + done, total)
+
+
+def _rows_of(tensor: Tensor) -> Callable[[int, int], Tensor]:
+    return lambda start, stop: tensor[start:stop] if tensor.dim() else tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,8 +152,8 @@ def save_release(
     write_checkpoint(folder, items, shard_bytes=shard_bytes, progress=progress)
     text = json.dumps(_stored_as(model.config.to_dict(), dtype), indent=2)
     (folder / NAME).write_text(text + "\n")
-    for name in BESIDE if model.folder is not None else ():
-        if (model.folder / name).is_file():
+    for name in BESIDE:
+        if model.folder is not None and (model.folder / name).is_file():
             shutil.copyfile(model.folder / name, folder / name)
 
 
@@ -169,14 +169,14 @@ def _stored_as(config: dict[str, object], dtype: torch.dtype) -> dict[str, objec
     return config
 
 
-def _rows(values: Tensor, shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
+def _rows(values: Tensor, shape: tuple[int, ...]) -> Callable[[int, int], Tensor]:
     return lambda start, stop: values[start:stop].reshape(stop - start, *shape[1:])
 
 
 def _copied(files: Checkpoint, known: set[str]) -> list[Item]:
     """Tensors of `files` that are not known, as they are."""
 
-    def rows_of(name: str):  # type: ignore[no-untyped-def]
+    def rows_of(name: str) -> Callable[[int, int], Tensor]:
         return lambda start, stop: files.rows(name, start, stop)
 
     return [
@@ -195,16 +195,13 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _check_memory(sizes: Inkling, folder: Path) -> None:
-    itemsize = torch.get_default_dtype().itemsize
-    need = sum(
-        itemsize * tensor.numel()
-        for _, part, _ in sizes.parts()
-        for tensor in part.state_dict().values()
-    )
+    kind = torch.get_default_dtype()
+    values = [t for _, part, _ in sizes.parts() for t in part.state_dict().values()]
+    need = kind.itemsize * sum(tensor.numel() for tensor in values)
     lines = Path("/proc/meminfo").read_text().splitlines()
     have = int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024
     if need > have:
         raise MemoryError(
-            f"{folder} needs {need / 1e9:,.1f} GB of memory in "
-            f"{str(torch.get_default_dtype()).removeprefix('torch.')}, {have / 1e9:,.1f} GB are free"
+            f"{folder} needs {need / 1e9:,.1f} GB of memory in {str(kind).removeprefix('torch.')}, "
+            f"{have / 1e9:,.1f} GB are free"
         )
