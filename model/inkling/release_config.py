@@ -236,4 +236,11 @@ def _released_fields(config: ReleaseConfig) -> dict[str, Any]:
             "n_mel_bins": config.audio_mels,
             "mel_vocab_size": config.audio_bins,
         },
+        "vision_config": {
+            "decoder_dmodel": trunk.hidden_size,
+            "patch_size": 40,
+            "temporal_patch_size": 2,
+            "n_channels": 3,
+            "n_layers": 4,
+        },
     }
