@@ -2,11 +2,11 @@
 
 from microturn.model.checkpoint.errors import CheckpointError
 from microturn.model.checkpoint.fit import FLOATS, Wanted, check_fit
-from microturn.model.checkpoint.quantize import WEIGHT_DTYPES, Quantized, dequantize, quantize
+from microturn.model.checkpoint.quantization import WEIGHT_DTYPES, Quantized, dequantize, quantize
 from microturn.model.checkpoint.reader import INDEX, SINGLE, Checkpoint
 from microturn.model.checkpoint.shard import TensorInfo
 from microturn.model.checkpoint.source import Held, Source, as_source
-from microturn.model.checkpoint.stream import Progress, Slot, read_config, stream
+from microturn.model.checkpoint.streaming import Progress, Slot, read_config, stream
 from microturn.model.checkpoint.writer import Item, held_items, write_checkpoint, write_file
 
 __all__ = [

@@ -14,7 +14,7 @@ from torch import Tensor
 from microturn.model.checkpoint.errors import CheckpointError
 from microturn.model.checkpoint.reader import INDEX, SINGLE
 from microturn.model.checkpoint.shard import CODES, LENGTH_BYTES
-from microturn.model.checkpoint.stream import Progress, row_slices
+from microturn.model.checkpoint.streaming import Progress, row_slices
 
 SHARD_BYTES = 5_000_000_000
 """A tensor larger than this has a shard of its own."""

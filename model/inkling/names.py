@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from microturn.model.checkpoint import Slot, Source, Wanted, as_source, check_fit, stream
-from microturn.model.checkpoint.quantize import Kind
+from microturn.model.checkpoint.quantization import Kind
 from microturn.model.inkling.audio import AudioTower
 from microturn.model.inkling.config import TrunkConfig
 from microturn.model.inkling.trunk import Trunk

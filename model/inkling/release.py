@@ -20,7 +20,7 @@ from microturn.model.checkpoint import (
     stream,
     write_checkpoint,
 )
-from microturn.model.checkpoint.quantize import check_weight_dtype
+from microturn.model.checkpoint.quantization import check_weight_dtype
 from microturn.model.checkpoint.writer import SHARD_BYTES
 from microturn.model.inkling.audio import AudioTower
 from microturn.model.inkling.names import (
@@ -94,7 +94,7 @@ def load_release(
     """Streams a released folder (spec/inkling.md 1.6) into a model on the CPU.
 
     Parameters have torch's default dtype and the values that weights stored as `dtype` have: fp32,
-    bf16 or fp8 (checkpoint.quantize). Beside the model, only slices of a tensor are held.
+    bf16 or fp8 (checkpoint.quantization). Beside the model, only slices of a tensor are held.
     Vision and MTP tensors are left in the files.
 
     Raises CheckpointError naming file and tensor, before anything is allocated where the headers

@@ -21,7 +21,7 @@ from microturn.model.checkpoint import (
     stream,
     write_checkpoint,
 )
-from microturn.model.checkpoint.quantize import check_weight_dtype
+from microturn.model.checkpoint.quantization import check_weight_dtype
 from microturn.model.inkling.names import trunk_tensors
 from microturn.model.inkling.release import Inkling, load_release
 from microturn.model.inkling.release_config import MODEL_TYPE

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from microturn.model.checkpoint.errors import CheckpointError
-from microturn.model.checkpoint.quantize import Kind, round_weight
+from microturn.model.checkpoint.quantization import Kind, round_weight
+from microturn.model.checkpoint.shard import TensorInfo
 from microturn.model.checkpoint.source import Source
 
 SLICE_BYTES = 32 << 20
@@ -38,7 +39,7 @@ def stream(
     """Copies each tensor to its place, cast to the dtype of the target and rounded as weights
     stored in `dtype` are (round_weight). Shapes must fit: check_fit goes before.
 
-    Raises CheckpointError naming file and tensor, OSError.
+    Raises CheckpointError naming file and tensor, also when its values are not finite; OSError.
     """
     slots = list(slots)
     total, done = sum(source.tensors[slot.name].nbytes for slot in slots), 0
@@ -48,13 +49,17 @@ def stream(
             part = slot.target[start:stop] if info.shape else slot.target
             with torch.no_grad():
                 part.copy_(source.rows(slot.name, start, stop).reshape(part.shape))
-                try:
-                    round_weight(part, dtype, slot.kind)
-                except ValueError as error:
-                    raise CheckpointError(f"{info.where}: {error}") from None
+                _check_finite(part, info)
+                round_weight(part, dtype, slot.kind)
             done += info.nbytes * (stop - start) // (info.shape[0] if info.shape else 1)
             if progress is not None:
                 progress(done, total)
+
+
+def _check_finite(part: Tensor, info: TensorInfo) -> None:
+    """A sum shows infinities and NaN in one pass; one that overflows is looked at again."""
+    if not bool(part.sum().isfinite()) and not bool(part.isfinite().all()):
+        raise CheckpointError(f"{info.where} holds infinities or NaN; fetch the file again")
 
 
 def row_slices(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
