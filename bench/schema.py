@@ -12,7 +12,16 @@ from typing import Any
 from microturn.kernels.registry import OP_NAMES
 
 SCHEMA = 1
-SYSTEM_OPS = ("tick", "capacity", "load", "soak", "interactivity", "oracle")
+SYSTEM_OPS = (
+    "tick",
+    "capacity",
+    "load",
+    "soak",
+    "interactivity",
+    "oracle",
+    "loading",
+    "weights",
+)
 OPS = (*OP_NAMES, *SYSTEM_OPS)
 
 META_TEXT = ("device", "torch", "date")

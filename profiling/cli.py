@@ -44,13 +44,13 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="torch threads of the step.")] = 1,
 ) -> None:
     """Run noise through a model and account for its ticks: phases, then ops."""
-    from microturn.model.interaction import load
+    from microturn.model.interaction import load_family
     from microturn.profiling.capture import capture
     from microturn.runtime import machine
     from microturn.runtime.versions import versions
 
     with usage_errors(ValueError, KeyError, OSError, MemoryError):
-        family = load(None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed)
+        family = load_family(None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed)
         out.mkdir(parents=True, exist_ok=True)
     made = capture(
         family,

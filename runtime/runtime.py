@@ -344,10 +344,10 @@ def _check_seed(seed: int | None, otherwise: int) -> int:
 
 
 def _load(config: RuntimeConfig) -> ModelFamily:
-    from microturn.model.interaction import load
+    from microturn.model.interaction import load_family
 
     preset = None if config.checkpoint else config.preset
     try:
-        return load(preset, config.checkpoint, tick_ms=config.tick_ms, seed=config.seed)
+        return load_family(preset, config.checkpoint, tick_ms=config.tick_ms, seed=config.seed)
     except (ValueError, KeyError) as error:
         raise ConfigError(str(error.args[0] if error.args else error)) from error

@@ -1,22 +1,39 @@
-"""From a preset's name or a checkpoint folder to a family the runtime can step."""
+"""From a preset's name or a checkpoint folder to a model."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+from typing import Any, overload
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from microturn.model.interaction.config import InteractionConfig
+from microturn.model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Progress,
+    Slot,
+    Wanted,
+    check_fit,
+    held_items,
+    read_config,
+    stream,
+    write_checkpoint,
+)
+from microturn.model.checkpoint.quantization import check_weight_dtype
+from microturn.model.inkling.names import trunk_tensors
+from microturn.model.inkling.release import Inkling, load_release
+from microturn.model.inkling.release_config import MODEL_TYPE
+from microturn.model.interaction.config import ROWS_PER_COMMIT, InteractionConfig
 from microturn.model.interaction.model import InteractionModel
 from microturn.model.interaction.presets import preset as preset_config
 from microturn.model.interaction.step import InteractionFamily
 from microturn.model.interaction.tokenizer import FileTokenizer
 
 FORMAT = 1
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+FAMILY = "interaction"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
 def num_parameters(config: InteractionConfig) -> int:
@@ -25,23 +42,69 @@ def num_parameters(config: InteractionConfig) -> int:
         return sum(t.numel() for t in InteractionModel(config).state_dict().values())
 
 
+class NoAudioHead(ValueError):
+    """Weights that can hear and write, where the interaction mode has to speak as well."""
+
+
+@overload
+def load(
+    preset: str,
+    checkpoint: None = None,
+    *,
+    tick_ms: int = ...,
+    seed: int = ...,
+    dtype: str = ...,
+    progress: Progress | None = ...,
+) -> InteractionFamily: ...
+@overload
+def load(
+    preset: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    tick_ms: int = ...,
+    seed: int = ...,
+    dtype: str = ...,
+    progress: Progress | None = ...,
+) -> InteractionFamily | Inkling: ...
 def load(
     preset: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     tick_ms: int = 100,
     seed: int = 0,
-) -> InteractionFamily:
-    """A model on the CPU in fp32: a preset with seeded random weights ("untrained"), or a
-    checkpoint.
+    dtype: str = "fp32",
+    progress: Progress | None = None,
+) -> InteractionFamily | Inkling:
+    """A model on the CPU, computing in fp32: a preset with seeded random weights ("untrained"), or
+    what a checkpoint folder holds.
 
-    Exactly one of preset and checkpoint. Raises ValueError on an unknown preset, a tick that does
-    not fit or a checkpoint that does not match; FileNotFoundError; MemoryError when it cannot fit.
+    Exactly one of preset and checkpoint. A folder that `save` wrote gives a family the runtime can
+    step; a released Inkling folder gives an Inkling, its trunk and audio tower: it has no depth
+    head and no codec.
+    dtype     the values of a checkpoint's weights are those that storage as fp32, bf16 or fp8 has
+              (kernels still compute in fp32; our own files round the trunk only)
+    progress  called with the bytes read and the bytes of all, after every slice
+
+    Raises CheckpointError (a ValueError) naming file and tensor, ValueError on an unknown preset or
+    a tick that does not fit, FileNotFoundError, MemoryError when it cannot fit.
     """
     if (preset is None) == (checkpoint is None):
         raise ValueError("give exactly one of preset and checkpoint")
+    check_weight_dtype(dtype)
     if checkpoint is not None:
-        return _load_checkpoint(Path(checkpoint), tick_ms)
+        folder = Path(checkpoint)
+        header = read_config(folder / CONFIG)
+        if header.get("family") == FAMILY:
+            return _load_own(folder, header, tick_ms, dtype, progress)
+        if str(header.get("model_type")).startswith("inkling"):
+            return load_release(
+                folder, dtype=dtype, max_rows_per_tick=ROWS_PER_COMMIT, progress=progress
+            )
+        raise CheckpointError(
+            f"{folder / CONFIG}: family {header.get('family')!r}, model_type "
+            f"{header.get('model_type')!r} cannot be read; this version reads checkpoints of the "
+            f"family {FAMILY!r} and released Inkling weights (model_type {MODEL_TYPE!r})"
+        )
     assert preset is not None
     config = preset_config(preset)
     config.tick_shape(tick_ms)
@@ -51,55 +114,76 @@ def load(
     return InteractionFamily(model, tick_ms=tick_ms, tokenizer=_packaged_tokenizer(config))
 
 
+def load_family(
+    preset: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    tick_ms: int = 100,
+    seed: int = 0,
+    dtype: str = "fp32",
+    progress: Progress | None = None,
+) -> InteractionFamily:
+    """`load` for the interaction mode. Raises NoAudioHead on released weights, unread."""
+    if checkpoint is not None and preset is None:
+        folder = Path(checkpoint)
+        if str(read_config(folder / CONFIG).get("model_type")) == MODEL_TYPE:
+            raise NoAudioHead(
+                f"{folder} holds Inkling weights, which hear, read and write text but have no "
+                f"audio head: no depth head and no codec to speak with, and no ids to listen or "
+                f"delegate by, so the interaction mode cannot run them; use them turn by turn "
+                f"(microturn run --mode turn), or take a checkpoint of the family {FAMILY!r}"
+            )
+    loaded = load(preset, checkpoint, tick_ms=tick_ms, seed=seed, dtype=dtype, progress=progress)
+    assert isinstance(loaded, InteractionFamily)
+    return loaded
+
+
 def save(family: InteractionFamily, folder: str | os.PathLike[str]) -> None:
-    """Writes config.json, model.safetensors (fp16) and tokenizer.json; the folder is made if
-    need be.
+    """Writes config.json, model.safetensors (fp16; shards past 5 GB) and tokenizer.json; the folder
+    is made if need be. Raises CheckpointError when it holds another checkpoint's weights.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     header = {
         "format": FORMAT,
-        "family": "interaction",
+        "family": FAMILY,
         "trained": family.trained,
         "model": family.config.to_dict(),
     }
+    write_checkpoint(path, held_items(family.model.state_dict(), torch.float16))
     (path / CONFIG).write_text(json.dumps(header, indent=1) + "\n")
-    weights = {k: v.half().contiguous() for k, v in family.model.state_dict().items()}
-    save_file(weights, str(path / WEIGHTS))
     if family.tokenizer is not None:
         family.tokenizer.save(path / TOKENIZER)
 
 
-def _load_checkpoint(folder: Path, tick_ms: int) -> InteractionFamily:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} is not a checkpoint: it has no {name}; a checkpoint folder holds "
-                f"{CONFIG}, {WEIGHTS} and, for text, {TOKENIZER}"
-            )
-    header = json.loads((folder / CONFIG).read_text())
-    if header.get("family") != "interaction" or header.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / CONFIG}: family {header.get('family')!r} format {header.get('format')!r} "
-            f"cannot be read; this version reads family 'interaction' format {FORMAT}"
+def _load_own(
+    folder: Path, header: dict[str, Any], tick_ms: int, dtype: str, progress: Progress | None
+) -> InteractionFamily:
+    path = folder / CONFIG
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: family {FAMILY!r} format {header.get('format')!r} cannot be read; this "
+            f"version reads format {FORMAT}"
         )
-    config = InteractionConfig.from_dict(header["model"])
+    if not isinstance(header.get("model"), dict):
+        raise CheckpointError(f"{path} has no sizes under model")
+    try:
+        config = InteractionConfig.from_dict(header["model"])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
     config.tick_shape(tick_ms)
+    files = Checkpoint(folder)
+    with torch.device("meta"):
+        sizes = InteractionModel(config).state_dict()
+    check_fit(files, {name: Wanted(tuple(t.shape)) for name, t in sizes.items()})
     _check_memory(config)
     model = InteractionModel(config)
-    tensors = load_file(str(folder / WEIGHTS))
-    want = model.state_dict()
-    for name in sorted(want.keys() | tensors.keys()):
-        if name not in tensors:
-            raise ValueError(f"{folder / WEIGHTS} lacks {name} {list(want[name].shape)}")
-        if name not in want:
-            raise ValueError(f"{folder / WEIGHTS} has an extra {name} {list(tensors[name].shape)}")
-        if tensors[name].shape != want[name].shape:
-            raise ValueError(
-                f"{folder / WEIGHTS}: {name} is {list(tensors[name].shape)}, "
-                f"the config asks for {list(want[name].shape)}"
-            )
-    model.load_state_dict(tensors)
+    kinds = {f"trunk.{entry.parameter}": entry.kind for entry in trunk_tensors(config.trunk)}
+    slots = [
+        # Only the trunk has weights worth fewer bits.
+        Slot(name, tensor, kinds.get(name, "scalar"))
+        for name, tensor in model.state_dict().items()
+    ]
+    stream(files, slots, dtype, progress)
     tokenizer = folder / TOKENIZER
     return InteractionFamily(
         model,

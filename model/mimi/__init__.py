@@ -3,6 +3,7 @@
 from microturn.model.mimi.config import MimiConfig
 from microturn.model.mimi.decoder import DecoderState, MimiDecoder
 from microturn.model.mimi.encoder import EncoderState, MimiEncoder
+from microturn.model.mimi.files import load_mimi, save_mimi
 from microturn.model.mimi.mimi import Mimi
 from microturn.model.mimi.names import load_kyutai
 
@@ -14,4 +15,6 @@ __all__ = [
     "MimiDecoder",
     "MimiEncoder",
     "load_kyutai",
+    "load_mimi",
+    "save_mimi",
 ]

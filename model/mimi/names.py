@@ -8,6 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from microturn.model.checkpoint import (
+    CheckpointError,
+    Source,
+    TensorInfo,
+    Wanted,
+    as_source,
+    check_fit,
+)
 from microturn.model.mimi.config import MimiConfig
 from microturn.model.mimi.decoder import MimiDecoder
 from microturn.model.mimi.mimi import Mimi
@@ -24,12 +32,15 @@ MIN_USAGE = 1e-5
 
 @dataclass(frozen=True)
 class Entry:
-    """theirs, of `shape` in the file, becomes parameter `ours` of a `Mimi` by `arrange`."""
+    """theirs, of `shape` in the file, becomes parameter `ours` of a `Mimi` by `arrange`; `restore`
+    is its inverse.
+    """
 
     theirs: str
     ours: str
     shape: tuple[int, ...]
     arrange: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    restore: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
 def entries(config: MimiConfig) -> Iterator[Entry]:
@@ -42,24 +53,34 @@ def entries(config: MimiConfig) -> Iterator[Entry]:
             yield from _layer(theirs, f"{side}.transformer.layers.{i}", config)
     dim, width, kernel = config.dim, config.codebook_dim, 2 * config.resample_stride
     yield Entry(
-        "downsample.conv.conv.conv.weight", "encoder.downsample.weight", (dim, dim, kernel), _conv
+        "downsample.conv.conv.conv.weight",
+        "encoder.downsample.weight",
+        (dim, dim, kernel),
+        _conv,
+        _conv,
     )
     yield Entry(
         "upsample.convtr.convtr.convtr.weight",
         "decoder.upsample.weight",
         (dim, 1, kernel),
         lambda tensor: tensor[:, 0].T,
+        lambda tensor: tensor.T[:, None],
     )
     for theirs, ours in (("first", "semantic"), ("rest", "acoustic")):
         group = f"quantizer.rvq_{theirs}"
         yield Entry(
-            f"{group}.input_proj.weight", f"encoder.{ours}", (width, dim, 1), _drop_last_axis
+            f"{group}.input_proj.weight",
+            f"encoder.{ours}",
+            (width, dim, 1),
+            _drop_last_axis,
+            _add_last_axis,
         )
         yield Entry(
             f"{group}.output_proj.weight",
             f"decoder.codebooks.{ours}",
             (dim, width, 1),
             _drop_last_axis,
+            _add_last_axis,
         )
 
 
@@ -84,30 +105,75 @@ def kyutai_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_kyutai(codec: Mimi | MimiDecoder, tensors: Mapping[str, Tensor]) -> None:
+def load_kyutai(codec: Mimi | MimiDecoder, tensors: Source | Mapping[str, Tensor]) -> None:
     """Copies kyutai's tensors into `codec`; a decoder takes its part.
 
     Both spellings of the attention weights are read; books beyond num_codebooks are left out.
-    Nothing is changed unless everything fits. Raises ValueError that names each missing, extra or
-    mis-shaped tensor with both shapes, and books that were never initialised.
+    Nothing is changed unless everything fits. Raises CheckpointError that names each missing, extra
+    or mis-shaped tensor with both shapes, and books that were never initialised.
     """
     config = codec.config
-    given = {_canonical(name): tensor for name, tensor in tensors.items()}
-    _check(given, config)
+    source = _Canonical(as_source(tensors))
+    check_fit(
+        source,
+        {name: Wanted(shape) for name, shape in kyutai_shapes(config).items()},
+        lambda name: not _is_spare_book(name, config),
+    )
     names = books(config)
-    unset = [name for name in names if not bool(given[f"{name}._initialized"].any())]
+    unset = [name for name in names if not bool(source.rows(f"{name}._initialized").any())]
     if unset:
-        raise ValueError(f"these books hold no rows yet (_initialized is 0): {', '.join(unset)}")
+        raise CheckpointError(
+            f"{source.where}: these books hold no rows yet (_initialized is 0): {', '.join(unset)}"
+        )
     prefix = "decoder." if isinstance(codec, MimiDecoder) else ""
     parameters = {prefix + name: parameter for name, parameter in codec.named_parameters()}
     with torch.no_grad():
         for entry in entries(config):
             if entry.ours in parameters:
-                parameters[entry.ours].copy_(entry.arrange(given[entry.theirs]))
+                parameters[entry.ours].copy_(entry.arrange(source.rows(entry.theirs)))
         tables = parameters["decoder.codebooks.tables"]
         for table, name in zip(tables, names, strict=True):
-            usage = given[f"{name}.cluster_usage"].float().clamp_min(MIN_USAGE)
-            table.copy_(given[f"{name}.embedding_sum"].float() / usage[:, None])
+            usage = source.rows(f"{name}.cluster_usage").float().clamp_min(MIN_USAGE)
+            table.copy_(source.rows(f"{name}.embedding_sum").float() / usage[:, None])
+
+
+def kyutai_tensors(codec: Mimi) -> dict[str, Tensor]:
+    """The codec under kyutai's names, as released files spell them; usage of every book row 1."""
+    config = codec.config
+    parameters = {name: parameter.detach() for name, parameter in codec.named_parameters()}
+    tensors = {
+        entry.theirs: entry.restore(parameters[entry.ours]).contiguous()
+        for entry in entries(config)
+    }
+    tables = parameters["decoder.codebooks.tables"]
+    for table, name in zip(tables, books(config), strict=True):
+        tensors[f"{name}._initialized"] = torch.ones(1)
+        tensors[f"{name}.cluster_usage"] = torch.ones(config.codebook_size)
+        tensors[f"{name}.embedding_sum"] = table
+    return tensors
+
+
+class _Canonical:
+    """A source whose attention weights go by the names of the released files.
+
+    Raises CheckpointError when a tensor is there in both spellings.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.where = source, source.where
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in source.tensors.items():
+            released = _canonical(name)
+            if released in tensors:
+                raise CheckpointError(
+                    f"{info.where} is {tensors[released].name} in another spelling; "
+                    f"remove one of them"
+                )
+            tensors[released] = info
+        self.tensors: Mapping[str, TensorInfo] = tensors
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        return self._source.rows(self.tensors[name].name, start, stop)
 
 
 def _canonical(name: str) -> str:
@@ -115,23 +181,6 @@ def _canonical(name: str) -> str:
         if name.endswith(spelling):
             return name.removesuffix(spelling) + released
     return name
-
-
-def _check(given: Mapping[str, Tensor], config: MimiConfig) -> None:
-    want = kyutai_shapes(config)
-    complaints = []
-    for name, shape in want.items():
-        if name not in given:
-            complaints.append(f"{name}: missing, want {list(shape)}")
-        elif tuple(given[name].shape) != shape:
-            complaints.append(f"{name}: got {list(given[name].shape)}, want {list(shape)}")
-    complaints += [
-        f"{name}: not a tensor of this codec, got {list(tensor.shape)}"
-        for name, tensor in given.items()
-        if name not in want and not _is_spare_book(name, config)
-    ]
-    if complaints:
-        raise ValueError("these tensors do not fit the codec:\n  " + "\n  ".join(complaints))
 
 
 def _is_spare_book(name: str, config: MimiConfig) -> bool:
@@ -156,8 +205,12 @@ def _drop_last_axis(tensor: Tensor) -> Tensor:
     return tensor[..., 0]
 
 
+def _add_last_axis(tensor: Tensor) -> Tensor:
+    return tensor[..., None]
+
+
 def _conv_pair(theirs: str, ours: str, cout: int, cin: int, kernel: int) -> Iterator[Entry]:
-    yield Entry(f"{theirs}.conv.conv.weight", f"{ours}.weight", (cout, cin, kernel), _conv)
+    yield Entry(f"{theirs}.conv.conv.weight", f"{ours}.weight", (cout, cin, kernel), _conv, _conv)
     yield Entry(f"{theirs}.conv.conv.bias", f"{ours}.bias", (cout,))
 
 
@@ -196,7 +249,7 @@ def _decoder(config: MimiConfig) -> Iterator[Entry]:
         half = channels // 2
         up = f"{theirs}.{at}.convtr.convtr"
         shape = (channels, half, 2 * ratio)
-        yield Entry(f"{up}.weight", f"decoder.up.{i}.weight", shape, _transposed)
+        yield Entry(f"{up}.weight", f"decoder.up.{i}.weight", shape, _transposed, _transposed)
         yield Entry(f"{up}.bias", f"decoder.up.{i}.bias", (half,))
         yield from _unit(f"{theirs}.{at + 1}", f"decoder.units.{i}", half, config)
         channels = half

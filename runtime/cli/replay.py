@@ -14,7 +14,7 @@ def replay_all(dump: Path, console: Console, *, threads: int = 1) -> bool:
 
     Raises DumpError when a dump cannot be read, UsageError when its model cannot be loaded.
     """
-    from microturn.model.interaction import load
+    from microturn.model.interaction import load_family
     from microturn.runtime import dumped_sessions, read_header, replay
 
     exact = True
@@ -22,7 +22,7 @@ def replay_all(dump: Path, console: Console, *, threads: int = 1) -> bool:
         config = read_header(folder).config
         checkpoint = config.get("checkpoint")
         with usage_errors(OSError, MemoryError, ValueError, KeyError):
-            family = load(
+            family = load_family(
                 None if checkpoint else config["preset"],
                 checkpoint,
                 tick_ms=config["tick_ms"],
