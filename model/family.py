@@ -65,7 +65,8 @@ class StepLine:
     context_ids  [n_context] int64
     audio        [input_samples] fp32 when emits, else empty
     seed         Philox key of the session
-    patches      [n_patches, 40, 40, 3] uint8; None when there are none
+    patches      [n_patches, 2, 40, 40, 3] int16, the frame before and the frame, values 0 to 255
+                 and -1 where there is no pixel; None when there are none
     """
 
     slot: int

@@ -105,10 +105,13 @@ class Grid:
         return self.due(tick + 1)
 
     def after(self, tick: int, now: int) -> int:
-        """The tick that follows `tick` when it is over at `now`: the next grid point not yet
-        passed.
+        """The tick that follows `tick` when it is over at `now`: the next, though it starts late,
+        as long as it could still end in its own period; the next grid point not yet passed when a
+        whole period was lost. A late start costs its lateness; a skip, a tick of media time.
 
-        Worked example, period 100: tick 3 (due 300) over at 400 is followed by 4; over at 401 or
-        500 by 5, and tick 4 was skipped.
+        Worked example, period 100: tick 3 (due 300) over before 500 is followed by 4, which is due
+        at 400; over at 501 by 6, and ticks 4 and 5 were skipped.
         """
-        return max(tick + 1, -((self.t0 - now) // self.period))
+        if now < self.deadline(tick + 1):
+            return tick + 1
+        return -((self.t0 - now) // self.period)

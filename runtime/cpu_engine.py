@@ -11,6 +11,7 @@ import torch
 from microturn.model.family import ModelFamily, Sampling, StepLine, StepOutputs
 from microturn.runtime.arenas import Arenas
 from microturn.runtime.engine import RowInput, RowOutput, TickOutputs
+from microturn.runtime.image_input import PATCH
 from microturn.runtime.plan import RowPlan, TickPlan, bucket
 
 
@@ -61,6 +62,9 @@ class CpuEngine:
             self._warm([_row(s, False, 1, shape.max_rows - 1, 0) for s in slots])
             for n_feedback in (0, 1):
                 self._warm([_row(s, True, n_feedback, 0, shape.frames) for s in slots])
+            if self._family.sees:
+                room = shape.max_rows - 1 - shape.frames
+                self._warm([_row(s, True, 1, 0, shape.frames, room) for s in slots])
         for slot in range(self.num_slots):
             self.arenas.reset(slot)
 
@@ -75,6 +79,7 @@ class CpuEngine:
                 context_ids=(0,) * row.n_context,
                 seed=0,
                 sampling=Sampling(),
+                patches=np.zeros((row.n_patches, *PATCH), np.int16),
             )
             for row in rows
         }
@@ -88,14 +93,16 @@ class CpuEngine:
             self._stepping = current
 
 
-def _row(slot: int, live: bool, n_feedback: int, n_context: int, n_audio: int) -> RowPlan:
+def _row(
+    slot: int, live: bool, n_feedback: int, n_context: int, n_audio: int, n_patches: int = 0
+) -> RowPlan:
     return RowPlan(
         session_id=f"warm-up-{slot}",
         slot=slot,
         exec=live,
         reset=not live,
         n_context=n_context,
-        n_patches=0,
+        n_patches=n_patches,
         n_audio=n_audio,
         n_feedback=n_feedback,
     )

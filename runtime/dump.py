@@ -2,7 +2,7 @@
 
 A session's folder holds `header.json`, `ticks.jsonl` (one line a committed tick: its plan, context
 ids, changes of sampling, text and codes), and raw little-endian streams, in the order of the
-ticks: `heard.f32` and `said.f32` (samples), `seen.u8` (patches). No torch.
+ticks: `heard.f32` and `said.f32` (samples), `seen.i16` (patches). No torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from microturn.runtime.plan import RowPlan, TickPlan
 log = logging.getLogger("microturn.runtime.dump")
 
 FORMAT = "microturn-dump"
-VERSION = 1
-HEADER, TICKS, HEARD, SAID, SEEN = "header.json", "ticks.jsonl", "heard.f32", "said.f32", "seen.u8"
+VERSION = 2
+HEADER, TICKS, HEARD, SAID, SEEN = "header.json", "ticks.jsonl", "heard.f32", "said.f32", "seen.i16"
 MAX_WAITING = 1024
 
 
@@ -78,7 +78,7 @@ class _Files:
         # Streams first: a line that was written has its samples on disk.
         self._heard.write(given.audio.astype("<f4", copy=False).tobytes())
         self._said.write(made.audio.astype("<f4", copy=False).tobytes())
-        self._seen.write(given.patches.tobytes())
+        self._seen.write(given.patches.astype("<i2", copy=False).tobytes())
         self._ticks.write(json.dumps(line) + "\n")
 
     def end(self, reason: str) -> None:

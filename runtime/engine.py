@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from microturn.runtime.image_input import PATCH
 from microturn.runtime.plan import TickPlan
 
 if TYPE_CHECKING:
@@ -22,14 +23,14 @@ class RowInput:
     audio        [input_samples] fp32 at the model's input rate; empty when the row does not exec
     context_ids  n_context ids
     seed, sampling  constant over a session unless it changes them
-    patches      [n_patches, 40, 40, 3] uint8
+    patches      [n_patches, 2, 40, 40, 3] int16, see image_input.py
     """
 
     audio: NDArray[np.float32]
     context_ids: Sequence[int]
     seed: int
     sampling: Sampling
-    patches: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 40, 40, 3), np.uint8))
+    patches: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, *PATCH), np.int16))
 
 
 @dataclass(frozen=True)

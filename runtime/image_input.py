@@ -1,4 +1,8 @@
-"""From an image to the patches the model sees (spec/inkling.md 1.5). No torch."""
+"""From images to the patches the model sees (spec/inkling.md 1.5). No torch.
+
+A patch holds two moments of 40 x 40 pixels: a still image twice, a video frame after the one pushed
+before it, so that every frame shows what moved and none waits for the next.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +14,66 @@ from numpy.typing import NDArray
 
 from microturn.runtime.errors import ImageError
 
-PATCH = 40
+EDGE = 40
+PATCH = (2, EDGE, EDGE, 3)
+"""The shape of a patch: the moment before, the moment; rows, columns, red green blue."""
+
+PADDING = -1
+"""What a patch holds right of and below its image."""
+
+Pixels = NDArray[np.uint8]
 
 
 def num_patches(height: int, width: int) -> int:
     """ceil(height / 40) rows of floor(width / 40) + 1 patches."""
-    return -(-height // PATCH) * (width // PATCH + 1)
+    return -(-height // EDGE) * (width // EDGE + 1)
 
 
-def to_patches(image: Any, max_patches: int) -> NDArray[np.uint8]:
-    """A PIL image, [H, W, 3] uint8 or an encoded file's bytes -> [N, 40, 40, 3] uint8, row by row.
+def to_patches(image: Any, max_patches: int, before: Pixels | None = None) -> NDArray[np.int16]:
+    """A PIL image, [H, W, 3] uint8 or an encoded file's bytes -> [N, 2, 40, 40, 3] int16, row by
+    row, values 0 to 255 and -1 where there is no pixel.
 
-    Worked example: 640 x 480 pixels are 12 rows of 17 patches, the last column all padding. Patches
-    are padded with zeros right and below. Raises ImageError, for large images before decoding.
+    before: [H, W, 3] uint8, the frame before; without one, or with one of another size, the image
+            stands for it too
+
+    Worked example: 640 x 480 pixels are 12 rows of 17 patches, the last column all padding. Raises
+    ImageError, for large images before decoding.
     """
-    pixels = _pixels(image, max_patches)
+    pixels = to_pixels(image, max_patches)
+    now = _tiles(pixels)
+    if before is None or before.shape != pixels.shape:
+        return np.stack([now, now], axis=1)
+    return np.stack([_tiles(before), now], axis=1)
+
+
+def _tiles(pixels: Pixels) -> NDArray[np.int16]:
+    """[H, W, 3] -> [N, 40, 40, 3]."""
     height, width = pixels.shape[:2]
-    rows, columns = -(-height // PATCH), width // PATCH + 1
-    padded = np.zeros((rows * PATCH, columns * PATCH, 3), np.uint8)
+    rows, columns = -(-height // EDGE), width // EDGE + 1
+    padded = np.full((rows * EDGE, columns * EDGE, 3), PADDING, np.int16)
     padded[:height, :width] = pixels
-    tiles = padded.reshape(rows, PATCH, columns, PATCH, 3).swapaxes(1, 2)
-    return np.ascontiguousarray(tiles.reshape(-1, PATCH, PATCH, 3))
+    return padded.reshape(rows, EDGE, columns, EDGE, 3).swapaxes(1, 2).reshape(-1, EDGE, EDGE, 3)
 
 
-def _pixels(image: Any, max_patches: int) -> NDArray[np.uint8]:
+def fit_size(height: int, width: int, max_patches: int) -> tuple[int, int]:
+    """The largest height and width of the same shape, not above the given ones, of at most
+    max_patches (1 or more) patches.
+
+    Worked example: 640 x 480 pixels in 20 patches are 199 x 149: 4 rows of 5, where one pixel more
+    in width would add a column of padding.
+    """
+    long = max(height, width)
+    for edge in range(min(long, EDGE * max_patches), 1, -1):
+        h, w = (max(1, (size * edge + long // 2) // long) for size in (height, width))
+        if num_patches(h, w) <= max_patches:
+            return h, w
+    return 1, 1
+
+
+def to_pixels(image: Any, max_patches: int) -> Pixels:
+    """A PIL image, [H, W, 3] uint8 or an encoded file's bytes -> [H, W, 3] uint8. Raises
+    ImageError.
+    """
     from PIL import Image
 
     if isinstance(image, bytes | bytearray | memoryview):

@@ -24,8 +24,8 @@ Recorder = Callable[[TickPlan, Mapping[str, RowInput], TickOutputs], None]
 class TickLoop:
     """Runs ticks on an absolute grid that begins with the first one.
 
-    A tick that ends after the next grid point has passed is followed by the one after: what was
-    skipped and what was late is counted. A step that raises is counted too and leaves every session
+    A tick that runs over lets the next one start late, or skips what lies a whole period behind
+    (`Grid.after`): both are counted. A step that raises is counted too and leaves every session
     at its last commit, its inputs waiting for the next tick; after `max_failures` in a row the
     sessions that were in it are closed.
     """

@@ -17,10 +17,11 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from microturn.runtime.image_input import PATCH
 from microturn.runtime.output import Output
 
 Samples = NDArray[np.float32]
-Patches = NDArray[np.uint8]
+Patches = NDArray[np.int16]
 
 
 class AudioQueue:
@@ -122,7 +123,7 @@ class _Frame:
 
 
 class PatchQueue:
-    """Image patches [N, 40, 40, 3], image by image, at most `capacity` waiting."""
+    """Image patches [N, *PATCH], image by image, at most `capacity` waiting."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -159,7 +160,7 @@ class PatchQueue:
             parts.append(part)
             count -= len(part)
         self._held = sum(map(len, parts))
-        return np.concatenate(parts) if parts else np.empty((0, 40, 40, 3), np.uint8)
+        return np.concatenate(parts) if parts else np.empty((0, *PATCH), np.int16)
 
     def settle(self, committed: bool) -> None:
         left = self._held if committed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from microturn.runtime.cpu_engine import CpuEngine
 from microturn.runtime.dump import FORMAT, HEADER, HEARD, SAID, SEEN, TICKS, VERSION, Header
 from microturn.runtime.engine import RowInput, RowOutput
 from microturn.runtime.errors import DumpError
+from microturn.runtime.image_input import PATCH
 from microturn.runtime.plan import RowPlan, TickPlan, bucket
 from microturn.runtime.versions import versions
 
@@ -195,7 +197,7 @@ class _Reader:
             context_ids=tuple(line["context"]),
             seed=self._header.seed,
             sampling=sampling,
-            patches=_read(files[2], np.uint8, n_patches * 4800).reshape(-1, 40, 40, 3),
+            patches=_patches(files[2], n_patches),
         )
         made = RowOutput(
             ok=line["ok"],
@@ -208,6 +210,11 @@ class _Reader:
 
 def _samples(file: IO[bytes], count: int) -> NDArray[np.float32]:
     return _read(file, np.dtype("<f4"), count).astype(np.float32)
+
+
+def _patches(file: IO[bytes], count: int) -> NDArray[np.int16]:
+    values = _read(file, np.dtype("<i2"), count * math.prod(PATCH))
+    return values.astype(np.int16).reshape(count, *PATCH)
 
 
 def _read(file: IO[bytes], dtype: Any, count: int) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from microturn.runtime.errors import (
     InputError,
     SessionClosed,
 )
-from microturn.runtime.image_input import to_patches
+from microturn.runtime.image_input import Pixels, to_patches, to_pixels
 from microturn.runtime.inbox import Inbox
 from microturn.runtime.output import Output
 from microturn.runtime.queues import OutputQueue
@@ -81,6 +81,7 @@ class Session:
         self._end = end
         self._resampler = Resampler(input_rate)
         self._pushing = threading.Lock()
+        self._last_frame: Pixels | None = None
         self.seed = seed
 
     @property
@@ -142,15 +143,20 @@ class Session:
     def push_image(self, image: Any, *, still: bool = False) -> None:
         """image: a PIL image, [H, W, 3] uint8, or an encoded file's bytes; decoded here.
 
-        A video frame (the default) takes the place of one that the model has not begun to see; a
-        still image is always seen. Images wait while the model has no vision tower.
+        A video frame (the default) is seen together with the one pushed before it, where they are
+        of one size, and takes the place of one that the model has not begun to see. A still image
+        is always seen. Images wait while the model has no vision tower.
         Raises ImageError, QueueFull, SessionClosed.
         """
         self._check_open()
-        patches = to_patches(image, self._inbox.patches.capacity)
+        most = self._inbox.patches.capacity
+        pixels = to_pixels(image, most)
         with self._pushing:
             self._check_open()
-            self._inbox.push_patches(patches, still)
+            before = None if still else self._last_frame
+            self._inbox.push_patches(to_patches(pixels, most, before), still)
+            if not still:
+                self._last_frame = pixels.copy()
 
     def append_context(self, text: str, speak: bool = False) -> None:
         """The model knows the text from the tick on that takes its last token; with `speak` it is

@@ -13,6 +13,8 @@ from microturn.kernels.rows import RowBatch
 from microturn.kernels.streaming_attention.layout import (
     GROUP_LEAVES,
     AttentionPart,
+    Leaves,
+    Run,
     build_parts,
 )
 from microturn.kernels.streaming_attention.merge import NOTHING, merge
@@ -96,6 +98,11 @@ def log_scale(positions: Tensor, weights: AttentionWeights) -> Tensor | None:
     return (1 + weights.log_alpha * (visible / weights.log_floor).clamp_min(1).log()).float()
 
 
+def _extent(weights: AttentionWeights) -> int:
+    """Distances that have a bias and are in the window."""
+    return 0 if weights.rel_bank is None else min(weights.rel_bank.shape[1], weights.window)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -160,40 +167,64 @@ class _Plan:
 
     factor     what multiplies q: the scale, times tau [N * Hkv * 8, 1] where there is one
     tau        what multiplies r, or None
-    bias_index [P * Hkv * 8 * 128] int64 into the bias by distance [N * Hkv * 8, bias_width]
+    mask       [P, 1, 8, 128] fp32, 0 or -inf, where there is no bias to carry it, else None
+    bias_start [P * Hkv * 8] int64: where in the biases of the part (see `_bias`) the 128 of a pair,
+               kv head and query begin, or None
+    bias_zeros zeros beyond the bank's
+    border     [N * Hkv, 8, 128] fp32 of -inf, or None
     ring_rows  `_leaf_rows` by ring capacity, filled when first needed
     """
 
     part: AttentionPart
     factor: float | Tensor
     tau: Tensor | None
-    bias_index: Tensor | None
-    bias_width: int
+    mask: Tensor | None
+    bias_start: Tensor | None
+    bias_zeros: int
+    border: Tensor | None
     ring_rows: dict[int, Tensor]
 
 
+def _slices(values: Tensor, starts: Tensor) -> Tensor:
+    """values [n], contiguous, starts [m] int64 -> [m, 128]: values[start : start + 128] of each."""
+    windows = values.as_strided((values.shape[0] - LEAF + 1, LEAF), (1, 1))
+    return windows.index_select(0, starts)
+
+
 def _plan(part: AttentionPart, weights: AttentionWeights, num_kv_heads: int) -> _Plan:
+    """A query's biases by distance, farthest first, are 128 of -inf (outside the window), zeros
+    (in the window, beyond the bank), the bank's, 128 of -inf (after the query). Those of a leaf are
+    128 of them in a row. Of more than 128 zeros, 128 are kept: no leaf sees past both their ends.
+    """
     tau = log_scale(part.positions, weights)
     factor: float | Tensor = weights.scale
     if tau is not None:
         tau = tau.expand(-1, num_kv_heads, -1, -1).reshape(-1, 1)
         factor = tau * weights.scale
+    extent = _extent(weights)
+    zeros = min(weights.window - extent, LEAF)
+    left_out = weights.window - extent - zeros
+    positions = part.positions.view(-1, TILE_ROWS).index_select(0, part.pair_tile)
+    distance = positions - part.leaf_index[:, None] * LEAF
+    distance = distance - (distance - (extent + LEAF - 1)).clamp(0, left_out)
+    start = (LEAF + zeros + extent - 1 - distance).clamp(0, LEAF + zeros + extent)
     if weights.rel_bank is None:
-        return _Plan(part, factor, tau, None, 0, {})
-    extent = weights.rel_bank.shape[1]
-    reaches_zero = weights.window > extent
-    width = round_up(extent + reaches_zero, WIDTH)
-    column = part.distance.clamp(0, extent if reaches_zero else extent - 1)
+        row = F.pad(torch.zeros(zeros, device=start.device), (LEAF, LEAF), value=float("-inf"))
+        mask = _slices(row, start.view(-1)).view(-1, 1, TILE_ROWS, LEAF)
+        return _Plan(part, factor, tau, mask, None, 0, None, {})
     places = num_kv_heads * TILE_ROWS
-    place = torch.arange(places, device=column.device).view(num_kv_heads, TILE_ROWS)
+    place = torch.arange(places, device=start.device).view(num_kv_heads, TILE_ROWS)
     query = part.pair_tile[:, None, None] * places + place
-    return _Plan(part, factor, tau, (query[..., None] * width + column).reshape(-1), width, {})
+    start = query * (zeros + extent + 2 * LEAF) + start[:, None]
+    num_products = part.queries.shape[0] // TILE_ROWS
+    border = torch.full((num_products, TILE_ROWS, LEAF), float("-inf"), device=start.device)
+    return _Plan(part, factor, tau, None, start.view(-1), zeros, border, {})
 
 
 def _plans(
     rows: RowBatch, weights: AttentionWeights, num_kv_heads: int, group: int
 ) -> tuple[_Plan, ...]:
-    extent = None if weights.rel_bank is None else weights.rel_bank.shape[1]
+    extent = None if weights.rel_bank is None else _extent(weights)
     log = (weights.log_floor, weights.log_alpha)
     key = ("streaming_attention", num_kv_heads, group, weights.window, weights.scale, extent, log)
     if key not in rows.derived:
@@ -202,76 +233,102 @@ def _plans(
     return rows.derived[key]  # type: ignore[no-any-return]
 
 
-def _leaf_rows(arena: Ring | Pages, part: AttentionPart) -> Tensor:
-    """[P * Hkv * 128] int64: the (position, kv head) rows of the leaves, head before position."""
-    first = part.leaf_index * LEAF
+def _leaf_rows(arena: Ring | Pages, leaves: Leaves) -> Tensor:
+    """[L * Hkv * 128] int64: the (position, kv head) rows of the leaves, head before position."""
+    first = leaves.index * LEAF
     if isinstance(arena, Ring):
-        starts = part.leaf_slot * arena.capacity + first % arena.capacity
+        starts = leaves.slot * arena.capacity + first % arena.capacity
     else:
         index = first // arena.page_size % arena.page_table.shape[1]
-        page = arena.page_table[part.leaf_slot, index].long()
+        page = arena.page_table[leaves.slot, index].long()
         starts = page * arena.page_size + first % arena.page_size
     num_kv_heads = arena.data.shape[2]
-    inside = torch.arange(LEAF * num_kv_heads, device=starts.device).view(LEAF, num_kv_heads).t()
-    return ((starts * num_kv_heads)[:, None, None] + inside).reshape(-1)
+    return ((starts * num_kv_heads)[:, None, None] + leaves.rows).view(-1)
 
 
 def _kv_rows(state: KVState, plan: _Plan) -> tuple[Tensor, Tensor]:
     """`_leaf_rows` of k and of v. A ring's are kept for the step; a page table may change."""
-    k, v = state.k, state.v
+    k, v, leaves = state.k, state.v, plan.part.leaves
     if isinstance(k, Ring) and isinstance(v, Ring) and k.capacity == v.capacity:
         if k.capacity not in plan.ring_rows:
-            plan.ring_rows[k.capacity] = _leaf_rows(k, plan.part)
+            plan.ring_rows[k.capacity] = _leaf_rows(k, leaves)
         return plan.ring_rows[k.capacity], plan.ring_rows[k.capacity]
-    k_rows = _leaf_rows(k, plan.part)
+    k_rows = _leaf_rows(k, leaves)
     if isinstance(k, Pages) and isinstance(v, Pages) and k.page_table is v.page_table:
         return k_rows, k_rows
-    return k_rows, _leaf_rows(v, plan.part)
+    return k_rows, _leaf_rows(v, leaves)
 
 
-def _bias(r: Tensor, bank: Tensor, plan: _Plan) -> Tensor:
-    """r [T * H, d_rel], bank [d_rel, extent] -> [P * Hkv * 8 * 128] fp32."""
-    bank = bank.float()
-    if bank.shape[1] != plan.bias_width:
-        bank = F.pad(bank, (0, plan.bias_width - bank.shape[1]))
+def _gather(state: KVState, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """Keys and values [L, Hkv, 128, D] fp32 of the part's leaves."""
+    head_dim, shape = state.k.data.shape[3], plan.part.leaves.rows.shape
+    k_rows, v_rows = _kv_rows(state, plan)
+    keys = state.k.data.view(-1, head_dim).index_select(0, k_rows).float()
+    values = state.v.data.view(-1, head_dim).index_select(0, v_rows).float()
+    return keys.view(*shape, head_dim), values.view(*shape, head_dim)
+
+
+def _bias(r: Tensor, weights: AttentionWeights, plan: _Plan) -> Tensor:
+    """r [T * H, d_rel] -> [P * Hkv * 8, 128] fp32, -inf for hidden keys."""
+    assert weights.rel_bank is not None
+    assert plan.bias_start is not None and plan.border is not None
+    extent = _extent(weights)
+    width = plan.bias_zeros + extent
+    bank = weights.rel_bank[:, :extent].float().flip(1)
+    padded = round_up(width, WIDTH)
+    if padded != extent:
+        bank = F.pad(bank, (plan.bias_zeros, padded - width))
     tiles = r.index_select(0, plan.part.queries).float()
     if plan.tau is not None:
         tiles = tiles * plan.tau
     tiles = tiles.view(-1, TILE_ROWS, tiles.shape[-1])
     by_distance = torch.bmm(tiles, bank.expand(tiles.shape[0], -1, -1))
-    assert plan.bias_index is not None
-    return by_distance.view(-1).index_select(0, plan.bias_index)
+    bordered = torch.cat((plan.border, by_distance[..., :width], plan.border), -1)
+    return _slices(bordered.view(-1), plan.bias_start)
+
+
+def _products(a: Tensor, b: Tensor, runs: tuple[Run, ...]) -> Tensor:
+    """a [P, Hkv, 8, m], b [L, Hkv, m, n] -> [P, Hkv, 8, n]: each pair with the leaf it meets."""
+    heads, inner, width = b.shape[1:]
+    tiles = a.reshape(-1, TILE_ROWS, inner)
+    y = a.new_empty(tiles.shape[0], TILE_ROWS, width)
+    for pair, leaf, length in runs:
+        pairs = slice(pair * heads, (pair + length) * heads)
+        torch.bmm(tiles[pairs], b[leaf : leaf + length].flatten(0, 1), out=y[pairs])
+    return y.view(-1, heads, TILE_ROWS, width)
 
 
 def _attend(
-    q: Tensor, r: Tensor | None, weights: AttentionWeights, state: KVState, plan: _Plan
+    q: Tensor,
+    r: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    weights: AttentionWeights,
+    plan: _Plan,
 ) -> Tensor:
-    """q [T * H, D], r [T * H, d_rel] -> [N * Hkv * 8, D] fp32, the queries of one part."""
+    """q [T * H, D], r [T * H, d_rel], keys and values [L, Hkv, 128, D] -> [N * Hkv * 8, D] fp32,
+    the queries of one part.
+    """
     part = plan.part
-    head_dim, num_kv_heads = q.shape[1], state.k.data.shape[2]
+    head_dim, num_kv_heads = q.shape[1], keys.shape[1]
     num_tiles, num_pairs = part.positions.shape[0], part.pair_tile.shape[0]
     places = num_kv_heads * TILE_ROWS
 
-    k_rows, v_rows = _kv_rows(state, plan)
-    keys = state.k.data.view(-1, head_dim).index_select(0, k_rows).float()
     tiles = q.index_select(0, part.queries).float() * plan.factor
     if num_tiles > 1:
         tiles = tiles.view(num_tiles, -1).index_select(0, part.pair_tile)
     else:
         tiles = tiles.expand(num_pairs, -1, -1)
-    logits = torch.bmm(
-        tiles.reshape(-1, TILE_ROWS, head_dim), keys.view(-1, LEAF, head_dim).transpose(1, 2)
-    )
-    if r is not None and weights.rel_bank is not None:
-        logits += _bias(r, weights.rel_bank, plan).view(logits.shape)
-    logits = logits.view(num_pairs, num_kv_heads, TILE_ROWS, LEAF)
-    logits.masked_fill_(part.hidden, float("-inf"))
+    tiles = tiles.reshape(num_pairs, num_kv_heads, TILE_ROWS, head_dim)
+    logits = _products(tiles, keys.transpose(2, 3), part.runs)
+    if plan.mask is not None:
+        logits += plan.mask
+    elif r is not None:
+        logits += _bias(r, weights, plan).view(logits.shape)
 
     maxima = logits.amax(-1, keepdim=True).clamp_min_(NOTHING)
     shares = logits.sub_(maxima).exp_()
-    values = state.v.data.view(-1, head_dim).index_select(0, v_rows).float()
-    values.index_fill_(0, part.dead, 0.0)
-    mixed = torch.bmm(shares.view(-1, TILE_ROWS, LEAF), values.view(-1, LEAF, head_dim))
+    mixed = _products(shares, values, part.runs)
     sums = torch.cat((mixed.view(num_pairs, places, -1), shares.sum(-1).view(-1, places, 1)), -1)
 
     cells = num_tiles * part.num_groups * GROUP_LEAVES
@@ -306,8 +363,12 @@ def _streamed(
     num_kv_heads = k.shape[1]
     y = torch.zeros_like(q, memory_format=torch.contiguous_format)
     flat_q, flat_r = q.reshape(-1, head_dim), None if r is None else r.reshape(-1, r.shape[-1])
+    gathered: Leaves | None = None
     for plan in _plans(rows, weights, num_kv_heads, num_heads // num_kv_heads):
-        result = _attend(flat_q, flat_r, weights, state, plan)
+        if plan.part.leaves is not gathered:
+            gathered = plan.part.leaves
+            keys, values = _gather(state, plan)
+        result = _attend(flat_q, flat_r, keys, values, weights, plan)
         y.view(-1, head_dim).index_copy_(0, plan.part.queries, result.to(y.dtype))
     return y
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from microturn.model.family import TickShape
 from microturn.model.inkling.config import TrunkConfig
+from microturn.model.inkling.vision import VisionConfig
 from microturn.model.interaction.depth import DepthConfig
 from microturn.model.mimi.config import MimiConfig
 
@@ -28,6 +29,7 @@ class InteractionConfig:
     listen_id, delegate_id, start_id: text ids (spec/interaction.md section 1)
     audio_mels, audio_bins: the dMel front end; audio_rate its sample rate, in Hz
     tokenizer: the package file that comes with the preset, None where a checkpoint brings its own
+    vision: the image tower; None: the model sees nothing
 
     Raises ValueError when the parts do not fit each other.
     """
@@ -43,6 +45,7 @@ class InteractionConfig:
     audio_bins: int = 16
     audio_rate: int = 16_000
     tokenizer: str | None = None
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
         want = {
@@ -91,9 +94,18 @@ class InteractionConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> InteractionConfig:
         """The inverse of to_dict. Raises ValueError naming an unknown or missing field."""
-        nested: dict[str, Any] = {"trunk": TrunkConfig, "depth": DepthConfig, "codec": MimiConfig}
-        known = {k: _build(nested[k], v, k) if k in nested else v for k, v in values.items()}
-        return _build(cls, known, "model")
+        nested: dict[str, Any] = {
+            "trunk": TrunkConfig,
+            "depth": DepthConfig,
+            "codec": MimiConfig,
+            "vision": VisionConfig,
+        }
+        known = {
+            k: _build(nested[k], v, k) if k in nested and v is not None else v
+            for k, v in values.items()
+        }
+        config: InteractionConfig = _build(cls, known, "model")
+        return config
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:

@@ -1,4 +1,4 @@
-"""The interaction model: trunk, audio tower, text stream, feedback and depth head.
+"""The interaction model: trunk, audio and vision towers, text stream, feedback and depth head.
 
 No scheduling.
 """
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from microturn.kernels.rms_norm import RMSNormWeights, rms_norm
 from microturn.model.inkling.trunk import AudioTower, Trunk
+from microturn.model.inkling.vision import VisionTower
 from microturn.model.interaction.config import InteractionConfig
 from microturn.model.interaction.depth import DepthHead
 from microturn.model.mimi.mimi import MimiDecoder
@@ -28,6 +29,7 @@ class InteractionModel(nn.Module):
         hidden, codec = config.trunk.hidden_size, config.codec
         self.trunk = Trunk(config.trunk)
         self.audio = AudioTower(hidden, config.audio_mels, config.audio_bins, config.trunk.eps)
+        self.visual = VisionTower(config.vision, hidden) if config.vision else None
         self.depth = DepthHead(config.depth)
         self.codec = MimiDecoder(codec)
         rows = codec.codebook_size + 1
@@ -46,6 +48,8 @@ class InteractionModel(nn.Module):
         with torch.no_grad():
             self.code_table.normal_(generator=generator)
             self.code_norm.fill_(1.0)
+        if self.visual is not None:
+            self.visual.reset_parameters(generator)
 
     def embed_feedback(self, text_ids: Tensor, codes: Tensor) -> Tensor:
         """What an output position looks like when it is read back.
@@ -69,6 +73,7 @@ class InteractionModel(nn.Module):
         self,
         feedback: tuple[Tensor, Tensor],
         context_ids: Tensor,
+        patches: Tensor | None,
         bins: Tensor,
         order: Tensor,
     ) -> Tensor:
@@ -76,13 +81,19 @@ class InteractionModel(nn.Module):
 
         feedback     text ids [F] and codes [F, Q]
         context_ids  [C] int64
+        patches      [P, 2, 40, 40, 3] int16, None for none; not normed by embed_norm, like audio
         bins         [A, mels] int64
-        order        [T] int64: packed row -> index into feedback, context, audio laid end to end
-        Returns [T, H].
+        order        [T] int64: packed row -> index into feedback, context, patches, audio laid end
+                     to end
+        Returns [T, H]. Raises ValueError for patches of a model without a vision tower.
         """
         kinds = [self.embed_feedback(*feedback)]
         if len(context_ids):
             kinds.append(self.trunk.embed(context_ids))
+        if patches is not None:
+            if self.visual is None:
+                raise ValueError(f"{self.config.name} has no vision tower, patches cannot be fed")
+            kinds.append(self.visual(patches))
         if len(bins):
             kinds.append(self.audio(bins))
         return torch.cat(kinds)[order]

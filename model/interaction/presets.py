@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 from microturn.model.inkling.config import TrunkConfig
+from microturn.model.inkling.vision import VisionConfig
 from microturn.model.interaction.config import ROWS_PER_COMMIT, InteractionConfig
 from microturn.model.interaction.depth import DepthConfig
 from microturn.model.mimi.config import MimiConfig
@@ -16,117 +18,115 @@ RELEASED_WORDS, RELEASED_ROWS = 200_058, 201_024
 TINY_WORDS, TINY_ROWS = 581, 592
 
 
+# Inkling-Small (spec/inkling.md 1.1) with the three ids more; the others differ where they say so.
+_SMALL = TrunkConfig(
+    hidden_size=4096,
+    num_layers=42,
+    global_layers=tuple(range(5, 42, 6)),
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    local_num_heads=32,
+    local_num_kv_heads=8,
+    local_head_dim=128,
+    sliding_window=512,
+    global_window=8192,
+    d_rel=16,
+    rel_extent=1024,
+    log_floor=128_000,
+    log_alpha=0.1,
+    num_dense_layers=2,
+    dense_width=16_384,
+    num_experts=256,
+    top_k=6,
+    num_shared_experts=2,
+    expert_width=2048,
+    route_scale=8.0,
+    vocab_size=RELEASED_ROWS,
+    unpadded_vocab_size=RELEASED_WORDS + 3,
+    mup_multiplier=16.0,
+    eps=1e-6,
+    conv_kernel=4,
+    max_rows_per_tick=ROWS_PER_COMMIT,
+)
+
+
 def _small() -> InteractionConfig:
-    trunk = TrunkConfig(
-        hidden_size=4096,
-        num_layers=42,
-        global_layers=tuple(range(5, 42, 6)),
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        local_num_heads=32,
-        local_num_kv_heads=8,
-        local_head_dim=128,
-        sliding_window=512,
-        global_window=8192,
-        d_rel=16,
-        rel_extent=1024,
-        log_floor=128_000,
-        log_alpha=0.1,
-        num_dense_layers=2,
-        dense_width=16_384,
-        num_experts=256,
-        top_k=6,
-        num_shared_experts=2,
-        expert_width=2048,
-        route_scale=8.0,
-        vocab_size=RELEASED_ROWS,
-        unpadded_vocab_size=RELEASED_WORDS + 3,
-        mup_multiplier=16.0,
-        eps=1e-6,
-        conv_kernel=4,
-        max_rows_per_tick=ROWS_PER_COMMIT,
+    return _assemble(
+        "interaction-small",
+        _SMALL,
+        VisionConfig(),
+        MimiConfig.interaction(),
+        (1024, 6, 16, 2816),
     )
-    return _assemble("interaction-small", trunk, MimiConfig.interaction(), (1024, 6, 16, 2816))
 
 
 def _mini() -> InteractionConfig:
-    trunk = TrunkConfig(
+    trunk = replace(
+        _SMALL,
         hidden_size=1536,
         num_layers=24,
         global_layers=tuple(range(5, 24, 6)),
-        num_heads=12,
-        num_kv_heads=4,
-        head_dim=128,
-        local_num_heads=12,
-        local_num_kv_heads=4,
-        local_head_dim=128,
-        sliding_window=512,
-        global_window=8192,
-        d_rel=16,
-        rel_extent=1024,
-        log_floor=128_000,
-        log_alpha=0.1,
-        num_dense_layers=2,
+        **_heads(12, 4, 128),
         dense_width=6144,
         num_experts=64,
-        top_k=6,
-        num_shared_experts=2,
         expert_width=384,
-        route_scale=8.0,
-        vocab_size=RELEASED_ROWS,
-        unpadded_vocab_size=RELEASED_WORDS + 3,
         mup_multiplier=6.0,
-        eps=1e-6,
-        conv_kernel=4,
-        max_rows_per_tick=ROWS_PER_COMMIT,
     )
-    return _assemble("interaction-mini", trunk, MimiConfig.interaction(), (1024, 6, 16, 2816))
+    return _assemble(
+        "interaction-mini",
+        trunk,
+        VisionConfig((128, 320, 1536)),
+        MimiConfig.interaction(),
+        (1024, 6, 16, 2816),
+    )
 
 
 def _tiny() -> InteractionConfig:
-    trunk = TrunkConfig(
+    trunk = replace(
+        _SMALL,
         hidden_size=256,
         num_layers=8,
         global_layers=(3, 7),
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=64,
-        local_num_heads=4,
-        local_num_kv_heads=2,
-        local_head_dim=64,
-        sliding_window=512,
+        **_heads(4, 2, 64),
         global_window=2048,
-        d_rel=16,
-        rel_extent=1024,
-        log_floor=128_000,
-        log_alpha=0.1,
         num_dense_layers=1,
         dense_width=768,
         num_experts=16,
         top_k=2,
-        num_shared_experts=2,
         expert_width=64,
         route_scale=4.0,
         vocab_size=TINY_ROWS,
         unpadded_vocab_size=TINY_WORDS + 3,
         mup_multiplier=1.0,
-        eps=1e-6,
-        conv_kernel=4,
-        max_rows_per_tick=ROWS_PER_COMMIT,
     )
     return _assemble(
         "interaction-tiny",
         trunk,
+        VisionConfig((16, 32, 48)),
         MimiConfig.tiny(),
         (96, 2, 4, 192),
         tokenizer="tiny_tokenizer.json",
     )
 
 
+def _heads(num_heads: int, num_kv_heads: int, head_dim: int) -> dict[str, int]:
+    """The same heads on global and on sliding layers."""
+    return {
+        f"{layers}{name}": value
+        for layers in ("", "local_")
+        for name, value in (
+            ("num_heads", num_heads),
+            ("num_kv_heads", num_kv_heads),
+            ("head_dim", head_dim),
+        )
+    }
+
+
 def _assemble(
     name: str,
     trunk: TrunkConfig,
+    vision: VisionConfig,
     codec: MimiConfig,
     depth: tuple[int, int, int, int],
     tokenizer: str | None = None,
@@ -152,6 +152,7 @@ def _assemble(
         listen_id=start - 2,
         delegate_id=start - 1,
         start_id=start,
+        vision=vision,
         tokenizer=tokenizer,
     )
 

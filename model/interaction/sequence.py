@@ -1,5 +1,5 @@
-"""The micro-turn sequence of a tick: [feedback] [context]* [audio] x n, then the outputs one by
-one.
+"""The micro-turn sequence of a tick: [feedback] [context]* [patches]* [audio] x n, then the
+outputs one by one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ class TickRows(NamedTuple):
 
     n_feedback: int
     n_context: int
+    n_patches: int
     n_audio: int
 
     @property
@@ -21,20 +22,18 @@ class TickRows(NamedTuple):
 
 
 def pack_order(lines: Sequence[TickRows]) -> list[int]:
-    """Packed row -> index into the kinds laid end to end (all feedback, all context, all audio).
+    """Packed row -> index into the kinds laid end to end (all feedback, all context, all patches,
+    all audio).
 
-    Worked example: two lines, (1, 0, 2) and (1, 1, 2); the kinds lie as f0 f1 | c0 | a0 a1 a2 a3,
-    the packed rows are f0 a0 a1 f1 c0 a2 a3: order [0, 3, 4, 1, 2, 5, 6].
+    Worked example: two lines, (1, 0, 0, 2) and (1, 1, 1, 2); the kinds lie as f0 f1 | c0 | p0 |
+    a0 a1 a2 a3, the packed rows are f0 a0 a1 f1 c0 p0 a2 a3: order [0, 4, 5, 1, 2, 3, 6, 7].
     """
-    feedback = 0
-    context = sum(line.n_feedback for line in lines)
-    audio = context + sum(line.n_context for line in lines)
+    at = [0]
+    for counts in zip(*lines, strict=True):
+        at.append(at[-1] + sum(counts))
     order: list[int] = []
     for line in lines:
-        order += range(feedback, feedback + line.n_feedback)
-        order += range(context, context + line.n_context)
-        order += range(audio, audio + line.n_audio)
-        feedback += line.n_feedback
-        context += line.n_context
-        audio += line.n_audio
+        for kind, count in enumerate(line):
+            order += range(at[kind], at[kind] + count)
+            at[kind] += count
     return order

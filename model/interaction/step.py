@@ -59,7 +59,7 @@ class InteractionFamily:
         self.trained = trained
         self.tokenizer = tokenizer
         self.name = config.name
-        self.sees = False
+        self.sees = model.visual is not None
         self.listen_id = config.listen_id
         self.delegate_id = config.delegate_id
         self.speak_ids = tokenizer.special_ids("<speak>") if tokenizer else ()
@@ -108,7 +108,12 @@ class InteractionFamily:
         frames = self.shape.frames
         at_row = [arenas.committed(ROWS, line.slot) for line in lines]
         counts = [
-            TickRows(line.n_feedback, len(line.context_ids), frames if line.emits else 0)
+            TickRows(
+                line.n_feedback,
+                len(line.context_ids),
+                0 if line.patches is None else len(line.patches),
+                frames if line.emits else 0,
+            )
             for line in lines
         ]
         rows = RowBatch.build([line.slot for line in lines], [c.total for c in counts], at_row)
@@ -153,9 +158,11 @@ class InteractionFamily:
                 last = state.feedback.read(torch.tensor([line.slot]))
                 text.append(last[:, 0])
                 codes.append(last[:, 1:])
+        patches = [line.patches for line in lines if line.patches is not None]
         return self.model.embed_rows(
             (torch.cat(text), torch.cat(codes)),
             torch.cat([line.context_ids for line in lines]),
+            torch.cat(patches) if patches else None,
             bins,
             torch.tensor(pack_order(counts)),
         )

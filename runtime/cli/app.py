@@ -35,8 +35,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 
 @app.command()
 def run(
-    speech: Annotated[Path, typer.Argument(help="A recording of what the model hears.")],
     out: Annotated[Path, typer.Option(help="REPLY.wav; REPLY.json and REPLY.png go beside it.")],
+    speech: Annotated[
+        Path | None,
+        typer.Argument(help="A recording of what the model hears; without it, silence."),
+    ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE_OR_FOLDER",
+            help="What the model sees meanwhile: a video, or a folder of pictures taken by name.",
+        ),
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second of --video, at most.")] = 2.0,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -65,12 +76,14 @@ def run(
     instructions: Instructions = None,
     threads: Threads = 1,
 ) -> None:
-    """Stream a recording through a model and write what it says."""
+    """Stream a recording, a video or both through a model and write what it says."""
     from microturn.runtime.cli.run import ModelOptions, RunOptions, run_recording
 
     options = RunOptions(
         model=ModelOptions(preset, checkpoint, tick_ms, seed, threads),
         speech=speech,
+        video=video,
+        fps=fps,
         out=out,
         text=text,
         realtime=realtime,
@@ -92,15 +105,28 @@ def talk(
         float | None, typer.Option(help="Stop after this long; else Ctrl-C stops.")
     ] = None,
     threads: Threads = 1,
+    camera: Annotated[
+        int | None, typer.Option(min=0, help="Show the model what /dev/video<N> sees.")
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second of --camera, at most.")] = 2.0,
 ) -> None:
     """Talk with a model: microphone in, loudspeaker out. Wear headphones: the model hears
     everything the microphone does, its own voice included.
     """
+    from microturn.runtime.cli.camera import v4l2
     from microturn.runtime.cli.run import ModelOptions
     from microturn.runtime.cli.talk import SoundDevice, talk_to
 
     model = ModelOptions(preset, checkpoint, tick_ms, seed, threads)
-    talk_to(model, SoundDevice(), Console(), instructions=instructions, seconds=seconds)
+    talk_to(
+        model,
+        SoundDevice(),
+        Console(),
+        instructions=instructions,
+        seconds=seconds,
+        camera=None if camera is None else v4l2(camera),
+        fps=fps,
+    )
 
 
 @app.command()

@@ -12,6 +12,7 @@ import numpy as np
 from microturn.runtime.cli.audio import Recording, Samples
 from microturn.runtime.cli.errors import UsageError
 from microturn.runtime.cli.events import TimedText
+from microturn.runtime.cli.video import TimedFrame, Video
 
 if TYPE_CHECKING:
     from microturn.runtime import Output, Runtime, Session
@@ -20,6 +21,7 @@ AHEAD = 3
 """Pieces pushed before the tick that hears the first of them: a late push is then not heard."""
 POLL_SECONDS = 0.002
 STALL_SECONDS = 10.0
+NOTHING_SEEN = Video()
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Script:
     """What a session hears and is told, cut into ticks of `samples_per_tick` samples.
 
     samples [N] fp32 mono at the model's rate; silence follows up to num_ticks.
+    told, seen: text and frames by time
     """
 
     samples: Samples
@@ -34,6 +37,7 @@ class Script:
     tick_ms: int
     num_ticks: int
     told: tuple[TimedText, ...] = ()
+    seen: tuple[TimedFrame, ...] = ()
 
     def piece(self, tick: int) -> Samples:
         """[samples_per_tick]: what is heard in this tick."""
@@ -43,8 +47,14 @@ class Script:
 
     def texts(self, tick: int) -> list[TimedText]:
         """The events whose time lies in this tick."""
-        start = tick * self.tick_ms
-        return [event for event in self.told if start <= event.at_ms < start + self.tick_ms]
+        return [event for event in self.told if self._within(event.at_ms, tick)]
+
+    def frames(self, tick: int) -> list[TimedFrame]:
+        """The frames whose time lies in this tick."""
+        return [frame for frame in self.seen if self._within(frame.at_ms, tick)]
+
+    def _within(self, at_ms: float, tick: int) -> bool:
+        return tick * self.tick_ms <= at_ms < (tick + 1) * self.tick_ms
 
 
 def script(
@@ -54,8 +64,10 @@ def script(
     rate: int,
     tick_ms: int,
     tail_ms: int,
+    video: Video = NOTHING_SEEN,
 ) -> Script:
-    """The recording resampled whole, so that its first sample is heard at time 0.
+    """The recording resampled whole, so that its first sample is heard at time 0; it ends with the
+    later of recording and video, and the tail.
 
     Raises UsageError for text that would come after the end.
     """
@@ -65,7 +77,7 @@ def script(
     if recording.rate != rate:
         samples = soxr.resample(samples, recording.rate, rate, quality="VHQ")
     samples = np.clip(samples, -1.0, 1.0).astype(np.float32)
-    total_ms = recording.seconds * 1000 + tail_ms
+    total_ms = max(recording.seconds, video.seconds) * 1000 + tail_ms
     num_ticks = max(1, -(-round(total_ms * 1000) // (tick_ms * 1000)))
     late = [event for event in told if event.at_ms >= num_ticks * tick_ms]
     if late:
@@ -73,7 +85,7 @@ def script(
             f"--text: the event at {late[0].at_ms:g} ms comes after the end of the run at "
             f"{num_ticks * tick_ms} ms; raise --tail-ms"
         )
-    return Script(samples, rate * tick_ms // 1000, tick_ms, num_ticks, tuple(told))
+    return Script(samples, rate * tick_ms // 1000, tick_ms, num_ticks, tuple(told), video.frames)
 
 
 class Player:
@@ -93,7 +105,7 @@ class Player:
         return self.ticks >= self._script.num_ticks
 
     def begin(self) -> None:
-        """The first tick's text and audio; while the session warms nothing more is needed."""
+        """The first tick's text, frames and audio; while the session warms no more is needed."""
         self._tell(0)
         self._push_until(1)
 
@@ -134,6 +146,8 @@ class Player:
     def _tell(self, tick: int) -> None:
         for event in self._script.texts(tick):
             self._session.append_context(event.text, speak=event.speak)
+        for frame in self._script.frames(tick):
+            self._session.push_image(frame.pixels)
 
 
 def play_fast(runtime: Runtime, players: Sequence[Player]) -> None:

@@ -1,4 +1,4 @@
-"""REPLY.png: what was heard, what was said and when, and how much time each tick had left."""
+"""REPLY.png: what was seen and heard, what was said and when, and the time each tick had left."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from microturn.runtime.cli.audio import Samples
 from microturn.runtime.cli.events import TimedText
 from microturn.runtime.cli.report import TickRecord, Word, words
+from microturn.runtime.cli.video import TimedFrame
 
 INK, SOFT, FAINT = "#22272e", "#6b7480", "#dfe3e8"
-HEARD, SAID, TOLD = "#47698c", "#b3592e", "#7a5c99"
+HEARD, SAID, TOLD, SEEN = "#47698c", "#b3592e", "#7a5c99", "#8a7a2f"
 SLACK, MISS = "#5f8f7f", "#c2332b"
 COLUMNS = 1800
 WORD_ROWS = 6
@@ -29,6 +30,7 @@ class Picture:
     heard, said  mono fp32 at heard_rate, said_rate, both from time 0
     records      one a tick
     told         context text given during the run
+    seen         frames, none for a run without video
     title, subtitle, warning   warning is empty for trained weights
     """
 
@@ -38,6 +40,7 @@ class Picture:
     said_rate: int
     records: Sequence[TickRecord]
     told: Sequence[TimedText]
+    seen: Sequence[TimedFrame]
     title: str
     subtitle: str
     warning: str
@@ -63,15 +66,20 @@ def draw(picture: Picture, path: Path) -> None:
     with rc_context(style):
         figure = Figure(figsize=(13, 7.5), dpi=160, facecolor="white")
         FigureCanvasAgg(figure)
+        heights = (1.7, 2.6, 2.2, 2.6, 2.2) if picture.seen else (3, 2.2, 3, 2.4)
         grid = figure.add_gridspec(
-            4, 1, height_ratios=(3, 2.2, 3, 2.4), left=0.075, right=0.975, top=0.875, bottom=0.075
+            len(heights), 1, height_ratios=heights, left=0.075, right=0.975, top=0.875, bottom=0.075
         )
         grid.update(hspace=0.12)
-        first = figure.add_subplot(grid[0])
-        axes = [first, *(figure.add_subplot(grid[i], sharex=first) for i in (1, 2, 3))]
+        first = figure.add_subplot(grid[len(heights) - 4])
+        axes = [
+            first,
+            *(figure.add_subplot(grid[i - 4 + len(heights)], sharex=first) for i in (1, 2, 3)),
+        ]
         end = max(
             len(picture.heard) / picture.heard_rate,
             len(picture.said) / picture.said_rate,
+            picture.seen[-1].at_ms / 1000 if picture.seen else 0.0,
             1e-3,
         )
         first.set_xlim(0, end)
@@ -83,6 +91,10 @@ def draw(picture: Picture, path: Path) -> None:
         for axis in axes[:3]:
             axis.tick_params(axis="x", length=0, labelbottom=False)
         axes[3].set_xlabel("seconds from the start of the input")
+        if picture.seen:
+            strip = figure.add_subplot(grid[0], sharex=first)
+            _strip(figure, strip, picture.seen, end)
+            axes.append(strip)
         figure.align_ylabels(axes)
         _words(figure, axes[1], words(picture.records), end)
         figure.savefig(path, metadata={"Title": picture.title, "Description": picture.subtitle})
@@ -141,12 +153,37 @@ def _waveform(axis: Any, samples: Samples, rate: int, color: str, name: str, end
         axis.text(
             (len(samples) / rate + end) / 2,
             limit * 0.08,
-            "end of input",
+            "end of input" if len(samples) else "silence",
             fontsize=8,
             color=SOFT,
             ha="center",
             va="bottom",
         )
+
+
+def _strip(figure: Any, axis: Any, seen: Sequence[TimedFrame], end: float) -> None:
+    """As many frames as stand side by side, each beginning at its time; a mark for every frame."""
+    axis.set_ylim(-0.12, 1)
+    axis.set_autoscale_on(False)
+    axis.set_yticks([])
+    axis.tick_params(axis="x", length=0, labelbottom=False)
+    axis.set_ylabel("seen", fontsize=11, color=SEEN, fontweight="bold")
+    for side in ("left", "bottom"):
+        axis.spines[side].set_visible(False)
+    box = axis.get_window_extent(figure.canvas.get_renderer())
+    seconds_per_height = end * (box.height / 1.12) / box.width
+    free = -1.0
+    for frame in seen:
+        at = frame.at_ms / 1000
+        axis.vlines(at, -0.12, -0.04, color=SEEN, lw=0.8)
+        height, width = frame.pixels.shape[:2]
+        wide = seconds_per_height * width / height
+        if at < free or at + wide > end * 1.001:
+            continue
+        axis.imshow(
+            frame.pixels, extent=(at, at + wide, 0, 1), aspect="auto", interpolation="antialiased"
+        )
+        free = at + wide * 1.03
 
 
 def _told(axis: Any, told: Sequence[TimedText], end: float) -> None:

@@ -23,7 +23,7 @@ class TickRecord:
     tick      index on the clock's grid; a gap is a tick that was skipped
     events    [ms, token id, piece] of each text token
     slack_ms  deadline minus the moment the output was out; negative is a miss
-    pending   context rows still waiting
+    pending   context and patch rows still waiting
     marks     what was not ordinary, see `marks`
     """
 

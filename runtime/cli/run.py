@@ -1,4 +1,4 @@
-"""`microturn run`: a recording in, a reply, its numbers and its picture out."""
+"""`microturn run`: a recording or a video in, a reply, its numbers and its picture out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from rich.console import Console
 
 from microturn.runtime import machine
-from microturn.runtime.cli.audio import level, read_recording, write_wav
+from microturn.runtime.cli.audio import Recording, level, read_recording, write_wav
 from microturn.runtime.cli.converse import Player, Script, play_fast, play_real, script
 from microturn.runtime.cli.errors import UsageError, usage_errors
 from microturn.runtime.cli.events import load_events
 from microturn.runtime.cli.live import Status, view
 from microturn.runtime.cli.picture import Picture, draw
 from microturn.runtime.cli.report import UNTRAINED, TickRecord, record, summarise, write_json
+from microturn.runtime.cli.video import DEFAULT_FPS, TimedFrame, Video, read_video
 from microturn.runtime.versions import versions
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from microturn.runtime.clock import Clock
 
 DEFAULT_PRESET = "interaction-tiny"
+SILENCE = Recording(np.zeros(0, np.float32), 16_000)
 
 
 @dataclass(frozen=True)
@@ -68,42 +70,55 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The command line of `microturn run`."""
+    """The command line of `microturn run`; speech, video or both."""
 
     model: ModelOptions
-    speech: Path
+    speech: Path | None
     out: Path
     text: Path | None
     realtime: bool
     tail_ms: int
     dump: Path | None
     instructions: str | None
+    video: Path | None = None
+    fps: float = DEFAULT_FPS
+
+    @property
+    def input_name(self) -> str:
+        """Of what is heard and seen, for people."""
+        return " and ".join(p.name for p in (self.speech, self.video) if p is not None)
 
 
 def run_recording(options: RunOptions, console: Console) -> None:
-    """Plays the recording to one session and writes the three files. Raises UsageError."""
+    """Plays recording and video to one session and writes the three files. Raises UsageError."""
     from microturn.runtime import FastClock, RealClock
 
     files = _files(options.out)
-    recording = read_recording(options.speech)
+    if options.speech is None and options.video is None:
+        raise UsageError("give a recording to hear, --video to see, or both")
+    recording = read_recording(options.speech) if options.speech else SILENCE
+    video = read_video(options.video, options.fps) if options.video else Video()
     told = load_events(options.text) if options.text else ()
     clock = RealClock() if options.realtime else FastClock()
     with options.model.runtime(clock, dump=options.dump) as runtime:
         shape = runtime.family.shape
+        if video.frames and not runtime.family.sees:
+            raise UsageError(f"{options.model.name} has no vision tower, it cannot see --video")
         play = script(
             recording,
             told,
             rate=shape.input_rate,
             tick_ms=shape.tick_ms,
             tail_ms=options.tail_ms,
+            video=video,
         )
         _introduce(console, options, runtime, play)
-        outputs = _play(options, runtime, play, console)
+        outputs, replaced = _play(options, runtime, play, console)
         summary = runtime.summary()
     records = [record(output) for output in outputs]
     said = np.concatenate([output.audio for output in outputs])
     trained = runtime.family.trained
-    title = f"{options.speech.name} through {options.model.name}"
+    title = f"{options.input_name} through {options.model.name}"
     write_wav(
         files["wav"],
         said,
@@ -111,6 +126,8 @@ def run_recording(options: RunOptions, console: Console) -> None:
         f"microturn: {title}" + ("" if trained else f" ({UNTRAINED})"),
     )
     facts = {**summarise(records), **_facts(options, runtime, len(said) / shape.output_rate)}
+    if options.video:
+        facts |= {"video": options.video.name, "fps": options.fps, **_seen(video, replaced)}
     write_json(
         files["json"],
         {
@@ -118,6 +135,7 @@ def run_recording(options: RunOptions, console: Console) -> None:
             "summary": facts,
             "runtime": summary,
             "told": [asdict(event) for event in told],
+            "seen": [_frame(frame) for frame in video.frames],
         },
         records,
     )
@@ -128,6 +146,7 @@ def run_recording(options: RunOptions, console: Console) -> None:
         said_rate=shape.output_rate,
         records=records,
         told=told,
+        seen=video.frames,
         title=title,
         subtitle=_subtitle(options, len(records), shape.tick_ms),
         warning="" if trained else "untrained: random weights",
@@ -147,10 +166,11 @@ def _files(out: Path) -> dict[str, Path]:
 
 def _play(
     options: RunOptions, runtime: Runtime, play: Script, console: Console
-) -> Sequence[Output]:
+) -> tuple[Sequence[Output], int]:
+    """The outputs, and how many frames gave way to the next before the model began to see them."""
     session = runtime.open(instructions=options.instructions, seed=options.model.seed)
     status = Status(
-        title=f"{options.speech.name} → {options.model.name}",
+        title=f"{options.input_name} → {options.model.name}",
         tick_ms=play.tick_ms,
         untrained=not runtime.family.trained,
         total_ms=play.num_ticks * play.tick_ms,
@@ -169,8 +189,27 @@ def _play(
             play_real(runtime, [player])
         else:
             play_fast(runtime, [player])
+    replaced = session.stats.replaced_images
     session.close()
-    return outputs
+    return outputs, replaced
+
+
+def _seen(video: Video, replaced: int) -> dict[str, Any]:
+    return {
+        "frames": len(video.frames),
+        "frames_replaced": replaced,
+        "frame_rows_max": max(frame.num_patches for frame in video.frames),
+    }
+
+
+def _frame(frame: TimedFrame) -> dict[str, Any]:
+    height, width = frame.pixels.shape[:2]
+    return {
+        "at_ms": round(frame.at_ms, 3),
+        "width": width,
+        "height": height,
+        "rows": frame.num_patches,
+    }
 
 
 def _facts(options: RunOptions, runtime: Runtime, reply_seconds: float) -> dict[str, Any]:
@@ -181,7 +220,7 @@ def _facts(options: RunOptions, runtime: Runtime, reply_seconds: float) -> dict[
         "seed": options.model.seed,
         "tick_ms": runtime.family.shape.tick_ms,
         "realtime": options.realtime,
-        "input": options.speech.name,
+        "input": options.input_name,
         "reply_seconds": round(reply_seconds, 6),
         "reply_rate": runtime.family.shape.output_rate,
         "device": machine.device_name(),
@@ -192,9 +231,10 @@ def _facts(options: RunOptions, runtime: Runtime, reply_seconds: float) -> dict[
 def _introduce(console: Console, options: RunOptions, runtime: Runtime, play: Script) -> None:
     seconds = play.num_ticks * play.tick_ms / 1000
     pace = "in real time" if options.realtime else "as fast as it goes"
+    frames = f", {len(play.seen)} frames" if play.seen else ""
     console.print(
         f"{options.model.name}: {play.num_ticks} ticks of {play.tick_ms} ms ({seconds:.1f} s) "
-        f"{pace}; warm-up {runtime.warm_up_ms:.0f} ms, "
+        f"{pace}{frames}; warm-up {runtime.warm_up_ms:.0f} ms, "
         f"{runtime.state_bytes / 1e6:.1f} MB of state",
         highlight=False,
         soft_wrap=True,

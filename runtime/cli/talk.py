@@ -1,4 +1,4 @@
-"""`microturn talk`: a microphone, a loudspeaker and a session between them."""
+"""`microturn talk`: a microphone, a loudspeaker, perhaps a camera, and a session between them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from microturn.runtime.cli.audio import level
+from microturn.runtime.cli.camera import Camera, Source
 from microturn.runtime.cli.errors import UsageError
 from microturn.runtime.cli.live import Status, View, view
 from microturn.runtime.cli.report import UNTRAINED
 from microturn.runtime.cli.rings import Ring
+from microturn.runtime.cli.video import DEFAULT_FPS
 
 if TYPE_CHECKING:
     from microturn.runtime import Session
@@ -29,6 +31,7 @@ HEADPHONES = (
 )
 RING_SECONDS = 2.0
 POLL_SECONDS = 0.005
+_NO_CAMERA = contextlib.nullcontext()
 
 
 class Stream(Protocol):
@@ -152,8 +155,12 @@ def talk_to(
     *,
     instructions: str | None,
     seconds: float | None,
+    camera: Source | None = None,
+    fps: float = DEFAULT_FPS,
 ) -> None:
-    """Loads the model, then talks until `seconds` are over or Ctrl-C. Raises UsageError."""
+    """Loads the model, then talks until `seconds` are over or Ctrl-C, and shows it what the camera
+    sees, when there is one. Raises UsageError.
+    """
     from microturn.runtime import RealClock
 
     with model.runtime(RealClock()) as runtime:
@@ -161,11 +168,14 @@ def talk_to(
         console.print(f"[bold]{HEADPHONES}[/] Ctrl-C ends.", highlight=False)
         if not trained:
             console.print(f"[bold red]{UNTRAINED}[/]", highlight=False)
+        if camera is not None and not runtime.family.sees:
+            raise UsageError(f"{model.name} has no vision tower, it cannot see --camera")
         session = runtime.open(instructions=instructions, seed=model.seed)
+        watching = Camera(camera, fps, session.push_image) if camera is not None else None
         status = Status(model.name, runtime.family.shape.tick_ms, untrained=not trained)
         runtime.start()
         end = float("inf") if seconds is None else time.monotonic() + seconds
-        with view(console) as shown, contextlib.suppress(KeyboardInterrupt):
+        with view(console) as shown, watching or _NO_CAMERA, contextlib.suppress(KeyboardInterrupt):
             talk(
                 session,
                 device,
@@ -174,10 +184,13 @@ def talk_to(
                 rate=runtime.family.shape.output_rate,
                 stop=lambda: time.monotonic() >= end,
             )
+        if watching is not None and watching.failure is not None:
+            console.print(f"the camera stopped: {watching.failure}", highlight=False)
         if session.closed_reason is not None:
             raise UsageError(f"the session ended early ({session.closed_reason})")
         console.print(
             f"{status.ticks} ticks, {status.misses} misses, {status.extra}"
+            + (f", {watching.frames} frames" if watching is not None else "")
             + ("" if trained else "  (untrained)"),
             highlight=False,
         )

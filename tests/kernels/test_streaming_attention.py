@@ -320,6 +320,26 @@ def test_the_size_of_a_part_changes_no_bits(monkeypatch: pytest.MonkeyPatch) -> 
     assert_bitwise_equal(stream(x, setup.weights, even_cuts(1300, 50), setup.state()), want)
 
 
+@pytest.mark.parametrize("pairs", [1, 30, 10_000])
+def test_how_many_tiles_share_what_is_gathered_changes_no_bits(
+    pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = SETUPS["pages, short extent, log scaling"]
+    x = setup.sequence(500)
+    want = stream(x, setup.weights, even_cuts(500, 50), setup.state())
+    monkeypatch.setattr(layout, "PART_PAIRS", pairs)
+    assert_bitwise_equal(stream(x, setup.weights, even_cuts(500, 50), setup.state()), want)
+
+
+@pytest.mark.parametrize("extent", [1, 44, 171, 172, 173, 299, 300, 301, 428])
+def test_a_bank_may_end_anywhere_before_or_after_the_window(extent: int) -> None:
+    """The zeros between bank and window are fewer than a leaf, one leaf, more, or none."""
+    setup = Setup("ring", 2, 1, 16, AttentionWeights(300, 0.25, bank(extent)))
+    x = setup.sequence(470)
+    got = stream(x, setup.weights, random_cuts(470, MAX_ROWS), setup.state())
+    assert_close(got, core(x.q, x.k, x.v, x.r, setup.weights), 1e-5)
+
+
 def test_another_order_of_leaves_does_change_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the bitwise comparisons above see the order of sums."""
     setup = SETUPS["pages of more than a group"]
@@ -427,6 +447,20 @@ def test_the_layout_of_the_worked_example() -> None:
     assert only.cells.tolist() == [1, 2, 3, 4, 5, 9, 10, 11, 12, 13]
     assert only.positions.flatten().tolist() == [700, 700, 701, 701, 702, 702, 703, 703] + [704] * 8
     assert only.queries.tolist() == [*range(8), 8, 9, 9, 9, 9, 9, 9, 9]
+
+
+def test_tiles_of_a_line_share_its_leaves_across_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = RowBatch.build([3], [5], [700])
+    (only,) = build_parts(rows, 512, 1, 2)
+    assert only.leaves.index.tolist() == [1, 2, 3, 4, 5] and only.leaves.slot.tolist() == [3] * 5
+    assert only.runs == ((0, 0, 5), (5, 0, 5))
+    first_key, last_key = 700 - 511 - 128, 704 - 5 * 128
+    keys = only.leaves.rows[:, 0]
+    assert keys[0].tolist() == [max(key, first_key) for key in range(128)]
+    assert keys[-1].tolist() == [min(key, last_key) for key in range(128)]
+    monkeypatch.setattr(layout, "PART_PAIRS", 9)
+    one, two = build_parts(rows, 512, 1, 2)
+    assert one.leaves is two.leaves and one.runs == two.runs == ((0, 0, 5),)
 
 
 def test_kv_specs_hold_the_window_and_a_tick() -> None:

@@ -101,6 +101,6 @@ def test_text_goes_to_ids_and_back() -> None:
 
 
 def test_rows_are_packed_line_by_line() -> None:
-    lines = [TickRows(1, 0, 2), TickRows(1, 1, 2)]
-    assert pack_order(lines) == [0, 3, 4, 1, 2, 5, 6]
+    lines = [TickRows(1, 0, 0, 2), TickRows(1, 1, 1, 2)]
+    assert pack_order(lines) == [0, 4, 5, 1, 2, 3, 6, 7]
     assert pack_order([]) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ class Driver:
         audio: Tensor | None,
         context: Sequence[int] = (),
         *,
+        patches: Tensor | None = None,
         seed: int = 0,
         sampling: Sampling = DRAWN,
     ) -> StepLine:
@@ -78,6 +80,7 @@ class Driver:
             audio=torch.empty(0) if audio is None else audio,
             seed=seed,
             sampling=sampling,
+            patches=patches,
         )
 
     @torch.inference_mode()
@@ -98,6 +101,11 @@ def _speech(ticks: int, samples: int, seed: int = 0) -> Tensor:
     return 0.1 * torch.randn(ticks, samples, generator=g)
 
 
+def _seen(count: int, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, 256, (count, 2, 40, 40, 3), generator=g, dtype=torch.int16)
+
+
 def _same(a: StepOutputs, b: StepOutputs, i: int = 0, j: int = 0) -> None:
     for name in ("ok", "text_ids", "codes", "audio"):
         assert_bitwise_equal(getattr(a, name)[i], getattr(b, name)[j], name)
@@ -105,7 +113,9 @@ def _same(a: StepOutputs, b: StepOutputs, i: int = 0, j: int = 0) -> None:
 
 @pytest.mark.parametrize("tick_ms", [50, 100, 200])
 def test_ticks_equal_the_whole_sequence(tick_ms: int) -> None:
-    """The text logits of every output position, streamed, against one pass over the sequence."""
+    """The text logits of every output position, streamed, against one pass over the sequence: an
+    image cut at random over the ticks.
+    """
     family = _family(tick_ms)
     frames, trunk = family.shape.frames, family.model.trunk
     driver = Driver(family)
@@ -121,9 +131,17 @@ def test_ticks_equal_the_whole_sequence(tick_ms: int) -> None:
     ticks = 24 // frames
     audio = _speech(ticks, family.shape.input_samples)
     context = {0: [5, 6, 7], 2: [9], ticks - 1: [3, 4]}
-    said = [driver.step(driver.line(0, audio[k], context.get(k, ()))) for k in range(ticks)]
+    image = _seen(40)
+    cuts = [0, *sorted(torch.randint(0, 41, (ticks - 2,)).tolist()), 40, 40]
+    seen = [image[a:b] if a < b else None for a, b in pairwise(cuts)]
+    said = [
+        driver.step(driver.line(0, audio[k], context.get(k, ()), patches=seen[k]))
+        for k in range(ticks)
+    ]
 
+    assert family.model.visual is not None
     with torch.no_grad():
+        rows = family.model.visual(image)
         hops = audio.reshape(ticks * frames, -1)
         whole = RowBatch.build([0], [ticks * frames], [0])
         heard = family.model.audio(dmel(hops, family._dmel, None, whole)).view(ticks, frames, -1)
@@ -135,8 +153,8 @@ def test_ticks_equal_the_whole_sequence(tick_ms: int) -> None:
         for k, out in enumerate(said):
             ids = torch.tensor(context.get(k, ()), dtype=torch.int64)
             spoken = family.model.embed_feedback(out.text_ids[0], out.codes[0])
-            pieces += [trunk.embed(ids), heard[k], spoken]
-            t += len(ids) + frames
+            pieces += [trunk.embed(ids), rows[cuts[k] : cuts[k + 1]], heard[k], spoken]
+            t += len(ids) + cuts[k + 1] - cuts[k] + frames
             predicts += range(t - 1, t - 1 + frames)
             t += frames
         x = torch.cat(pieces)
@@ -173,13 +191,15 @@ def test_warming_feeds_context_and_says_nothing(family: InteractionFamily) -> No
 def test_a_session_is_the_same_alone_and_in_company(family: InteractionFamily) -> None:
     audio = _speech(8, family.shape.input_samples)
     alone = Driver(family)
-    want = [alone.step(alone.line(0, audio[k], [k], seed=11)) for k in range(8)]
+    images = [_seen(k, seed=k) if k % 2 else None for k in range(8)]
+    want = [alone.step(alone.line(0, audio[k], [k], patches=images[k], seed=11)) for k in range(8)]
     crowd = Driver(family)
     other = _speech(8, family.shape.input_samples, seed=9)
     for k in range(8):
-        lines = [crowd.line(3, audio[k], [k], seed=11)]
+        lines = [crowd.line(3, audio[k], [k], patches=images[k], seed=11)]
         if k % 3 != 1:
-            lines.insert(0, crowd.line(1, other[k], range(k), seed=2))
+            seen = _seen(5 + k, seed=20) if k > 1 else None
+            lines.insert(0, crowd.line(1, other[k], range(k), patches=seen, seed=2))
         if k > 2:
             lines.append(
                 crowd.line(5, other[k] if k != 4 else None, [1, 2], seed=11, sampling=GREEDY)
@@ -248,3 +268,47 @@ def test_feedback_reaches_the_next_position(family: InteractionFamily) -> None:
             view.data[:, 0, 0] = (view.data[:, 0, 0] + 1) % 500
         outs.append(driver.step(driver.line(0, audio[1], sampling=GREEDY)))
     assert not torch.equal(outs[0].audio, outs[1].audio)
+
+
+def test_an_image_changes_what_follows_and_only_that(family: InteractionFamily) -> None:
+    audio = _speech(3, family.shape.input_samples)
+    plain, seeing = Driver(family), Driver(family)
+    for d in (plain, seeing):
+        d.step(d.line(0, audio[0]), d.line(1, audio[0]))
+    image = _seen(12)
+    want = plain.step(plain.line(0, audio[1]), plain.line(1, audio[1]))
+    got = seeing.step(seeing.line(0, audio[1], patches=image), seeing.line(1, audio[1]))
+    _same(want, got, 1, 1)
+    assert not torch.equal(want.audio[0], got.audio[0])
+    assert got.advance["rows"] == [want.advance["rows"][0] + 12, want.advance["rows"][1]]
+
+
+def test_every_pixel_and_the_order_of_patches_show_in_the_logits(
+    family: InteractionFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = family.model.trunk
+    logits: list[Tensor] = []
+    original = trunk.logits
+    monkeypatch.setattr(trunk, "logits", lambda h: logits.append(original(h)) or original(h))
+    audio, image = _speech(1, family.shape.input_samples)[0], _seen(6)
+    changed = image.clone()
+    changed[5, 1, 39, 39] = 255 - changed[5, 1, 39, 39]
+    for patches in (image, image, changed, image.flip(0)):
+        driver = Driver(family)
+        driver.step(driver.line(0, audio, patches=patches, sampling=GREEDY))
+    first = [logits[k * family.shape.frames] for k in range(4)]
+    assert_bitwise_equal(first[0], first[1])
+    assert all(float((first[0] - other).abs().max()) > 1e-4 for other in first[2:])
+
+
+def test_a_model_without_eyes_refuses_patches_and_says_that_it_sees_nothing() -> None:
+    config = dataclasses.replace(_config(), vision=None)
+    model = InteractionModel(config)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    blind = InteractionFamily(model)
+    assert not blind.sees and _family().sees
+    driver = Driver(blind)
+    audio = _speech(1, blind.shape.input_samples)[0]
+    with pytest.raises(ValueError, match="has no vision tower"):
+        driver.step(driver.line(0, audio, patches=_seen(1)))
+    assert bool(driver.step(driver.line(0, audio)).ok)

@@ -76,12 +76,12 @@ def test_a_dump_folder_names_its_sessions(dump: Path, make_family: Any) -> None:
         replay(dump.parent / "nowhere", make_family(sees=True))
 
 
-@pytest.mark.parametrize("stream", ["heard.f32", "said.f32", "seen.u8"])
+@pytest.mark.parametrize("stream", ["heard.f32", "said.f32", "seen.i16"])
 def test_one_flipped_bit_is_found_at_its_tick(dump: Path, make_family: Any, stream: str) -> None:
     path = dump / stream
     data = bytearray(path.read_bytes())
-    frame = {"heard.f32": 4 * 1_600, "said.f32": 4 * 2_400, "seen.u8": 4 * 4_800}[stream]
-    data[7 if stream == "seen.u8" else frame * 3 + 3] ^= 1
+    frame = {"heard.f32": 4 * 1_600, "said.f32": 4 * 2_400, "seen.i16": 4 * 2 * 9_600}[stream]
+    data[7 if stream == "seen.i16" else frame * 3 + 3] ^= 1
     path.write_bytes(data)
     report = replay(dump, make_family(sees=True))
     assert not report.exact
@@ -125,12 +125,12 @@ def test_damage_is_named(dump: Path, make_family: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("version", 2, "is of version 2, this microturn reads version 1"),
+        ("version", 3, "is of version 3, this microturn reads version 2"),
         ("format", "tape", "is not of a microturn-dump"),
         ("family", "moshi", "is of 'moshi', the model is 'fake'"),
         ("weights", "0" * 64, "load the checkpoint or seed"),
         ("shape", {"tick_ms": 80}, "the dump's ticks are"),
-        ("extra", 1, "does not have the fields of version 1"),
+        ("extra", 1, "does not have the fields of version 2"),
     ],
 )
 def test_newer_and_foreign_dumps_are_refused_in_words(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from microturn.runtime.audio_input import Resampler, check_rate, to_mono
 from microturn.runtime.errors import AudioError, ImageError
-from microturn.runtime.image_input import num_patches, to_patches
+from microturn.runtime.image_input import fit_size, num_patches, to_patches
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 8_000, 11_025, 22_050.5])
@@ -95,7 +95,37 @@ def test_patches_follow_the_released_grid(height: int, width: int, count: int) -
     columns = width // 40 + 1
     for y, x in ((0, 0), (height - 1, width - 1), (height // 2, width // 3)):
         tile = patches[y // 40 * columns + x // 40]
-        assert (tile[y % 40, x % 40] == image[y, x]).all()
+        assert (tile[:, y % 40, x % 40] == image[y, x]).all()
+    filled = np.zeros((len(patches) // columns * 40, columns * 40), bool)
+    filled[:height, :width] = True
+    tiles = filled.reshape(-1, 40, columns, 40).swapaxes(1, 2).reshape(-1, 1, 40, 40, 1)
+    assert ((patches != -1) == tiles).all(), "-1 right and below, and nowhere else"
+    assert patches.dtype == np.int16 and (patches[:, 0] == patches[:, 1]).all()
+
+
+def test_a_frame_stands_beside_the_one_before_it_if_that_has_its_size() -> None:
+    rng = np.random.default_rng(0)
+    before, now = rng.integers(0, 256, (2, 50, 90, 3), np.uint8)
+    pair = to_patches(now, 100, before)
+    assert np.array_equal(pair[:, 1], to_patches(now, 100)[:, 1])
+    assert np.array_equal(pair[:, 0], to_patches(before, 100)[:, 1])
+    assert np.array_equal(to_patches(now, 100, before[:49]), to_patches(now, 100))
+
+
+@pytest.mark.parametrize("height", [1, 40, 120, 480, 1080, 2000])
+@pytest.mark.parametrize("width", [1, 39, 40, 160, 640, 1920])
+def test_a_frame_is_made_just_small_enough(height: int, width: int) -> None:
+    for most in (1, 2, 20, 61):
+        h, w = fit_size(height, width, most)
+        assert 1 <= h <= height and 1 <= w <= width
+        assert num_patches(h, w) <= most
+        if num_patches(height, width) <= most:
+            assert (h, w) == (height, width)
+        elif min(h, w) >= 10:
+            assert abs(h / w - height / width) <= 0.06 * height / width
+            scale = (max(h, w) + 1) / max(height, width)
+            assert num_patches(int(height * scale + 0.5), int(width * scale + 0.5)) > most
+    assert fit_size(480, 640, 20) == (149, 199)
 
 
 def test_images_come_as_arrays_pillow_images_or_bytes() -> None:

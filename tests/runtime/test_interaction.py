@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from microturn.model.interaction import load
 from microturn.runtime import ConfigError, Runtime, Sampling, VirtualClock, replay
 from microturn.runtime.cpu_engine import CpuEngine
+from microturn.runtime.image_input import to_patches
 
 MakeRuntime = Callable[..., Runtime]
 TICKS = 6
@@ -103,3 +106,84 @@ def test_a_preset_is_loaded_by_name_and_an_unknown_one_is_refused() -> None:
         Runtime(preset="interaction-huge")
     with pytest.raises(ConfigError, match="multiple of 50"):
         Runtime(tick_ms=70, clock=VirtualClock())
+
+
+def picture(height: int, width: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_an_image_in_any_form_changes_what_its_session_says_and_no_other(
+    tmp_path: Path,
+    make_runtime: MakeRuntime,
+    family: Any,
+    engine: CpuEngine,
+    tools: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seen in the logits of the tick it comes with, and in every bit after it."""
+    logits: list[Any] = []
+    original = family.model.trunk.logits
+
+    def spy(hidden: Any) -> Any:
+        made = original(hidden)
+        logits.append(made.clone())
+        return made
+
+    monkeypatch.setattr(family.model.trunk, "logits", spy)
+    array = picture(70, 90)
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    forms = {"none": None, "array": array, "pil": Image.fromarray(array), "bytes": file.getvalue()}
+    runs = {}
+    for name, image in forms.items():
+        runtime = make_runtime(model=family, engine=engine, dump=tmp_path / name)
+        logits.clear()
+        session, other = runtime.open(seed=3), runtime.open(seed=4)
+        for tick in range(3):
+            for one in (session, other):
+                one.push_audio(tools.noise(1_600, tick), 16_000)
+            if tick == 1 and image is not None:
+                session.push_image(image)
+                assert session.stats.pending_rows == 6
+            runtime.tick()
+        outputs = [tools.drain(one) for one in (session, other)]
+        runs[name] = SimpleNamespace(
+            session=tools.bits(outputs[0]), other=tools.bits(outputs[1]), logits=list(logits)
+        )
+        runtime.close()
+        report = replay(tmp_path / name / session.id, family)
+        assert report.exact and report.ticks == 3, report.difference
+    plain, seen = runs["none"], runs["array"]
+    assert all(runs[name].session == seen.session for name in ("pil", "bytes"))
+    assert all(run.other == plain.other for run in runs.values())
+    assert seen.session[0] == plain.session[0] and seen.session[1:] != plain.session[1:]
+    before, during = 1, 2  # two output positions a tick: the last of the first, the next
+    assert bool((seen.logits[before] == plain.logits[before]).all())
+    assert float((seen.logits[during][0] - plain.logits[during][0]).abs().max()) > 0.05
+    assert bool((seen.logits[during][1] == plain.logits[during][1]).all())
+
+
+def test_a_large_image_is_fed_in_order_over_several_ticks(
+    make_runtime: MakeRuntime, family: Any, engine: CpuEngine, tools: SimpleNamespace
+) -> None:
+    fed: list[Any] = []
+    step = family.step
+    runtime = make_runtime(model=family, engine=engine)
+    session = runtime.open(seed=3)
+    image = picture(400, 630)  # 10 rows of 16
+    family.step = lambda lines, arenas: fed.append(lines[0].patches) or step(lines, arenas)
+    try:
+        session.push_image(image, still=True)
+        session.push_image(picture(30, 30, 1))
+        pending = []
+        for _ in range(4):
+            runtime.tick()
+            pending.append(session.stats.pending_rows)
+    finally:
+        family.step = step
+    assert pending == [161 - 61, 161 - 122, 0, 0]
+    assert [0 if p is None else len(p) for p in fed] == [61, 61, 39, 0]
+    rows = np.concatenate([p.numpy() for p in fed[:3]])
+    assert np.array_equal(rows[:160], to_patches(image, 1_000))
+    assert np.array_equal(rows[160:], to_patches(picture(30, 30, 1), 1_000))
+    assert all(np.isfinite(o.audio).all() for o in tools.drain(session))

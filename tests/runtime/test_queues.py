@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from microturn.runtime.image_input import PATCH
 from microturn.runtime.queues import AudioQueue, IdQueue, PatchQueue
 
 
@@ -15,7 +16,7 @@ def ramp(start: int, stop: int) -> np.ndarray:
 
 
 def patches(count: int, value: int) -> np.ndarray:
-    return np.full((count, 40, 40, 3), value, np.uint8)
+    return np.full((count, *PATCH), value, np.int16)
 
 
 def test_audio_keeps_its_order_over_any_cuts() -> None:
@@ -66,11 +67,11 @@ def test_a_new_frame_replaces_only_one_that_has_not_started() -> None:
     assert queue.push(patches(4, 1), still=False)
     assert queue.push(patches(3, 2), still=False)
     assert (len(queue), queue.replaced) == (3, 1)
-    assert queue.hold(2)[0, 0, 0, 0] == 2
+    assert queue.hold(2)[0, 0, 0, 0, 0] == 2
     queue.settle(True)
     assert queue.push(patches(4, 3), still=False)
     assert (len(queue), queue.replaced) == (5, 1)
-    assert queue.hold(10)[:, 0, 0, 0].tolist() == [2, 3, 3, 3, 3]
+    assert queue.hold(10)[:, 0, 0, 0, 0].tolist() == [2, 3, 3, 3, 3]
 
 
 def test_still_images_are_never_replaced_and_a_full_queue_stays_as_it_was() -> None:
@@ -79,7 +80,7 @@ def test_still_images_are_never_replaced_and_a_full_queue_stays_as_it_was() -> N
     assert queue.push(patches(2, 2), still=False)
     assert not queue.push(patches(3, 3), still=False)
     assert queue.push(patches(1, 4), still=False)
-    assert queue.hold(10)[:, 0, 0, 0].tolist() == [1, 1, 1, 1, 4]
+    assert queue.hold(10)[:, 0, 0, 0, 0].tolist() == [1, 1, 1, 1, 4]
     queue.settle(False)
     assert len(queue) == 5
 

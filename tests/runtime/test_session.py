@@ -169,8 +169,9 @@ def test_images_wait_for_a_model_that_sees(
     assert [r.pending_rows for r in results if r] == [9, 0]
     assert tools.bits(results[:1]) != tools.bits(results[1:])
     fed = seeing.family.fed[-1][0].patches  # type: ignore[attr-defined]
-    assert fed.shape == (9, 40, 40, 3)
-    assert (fed[0].numpy() == image[::-1][:40, :40]).all()
+    assert fed.shape == (9, 2, 40, 40, 3)
+    assert (fed[0, 0].numpy() == image[:40, :40]).all(), "the frame before, although replaced"
+    assert (fed[0, 1].numpy() == image[::-1][:40, :40]).all()
 
 
 def test_pausing_stops_the_session_and_nothing_else(
