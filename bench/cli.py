@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,11 @@ from rich.table import Table
 from microturn.runtime.cli.errors import OneLineErrors, usage_errors
 
 WIDTH = 120
-SUITES = {"tick": "whole ticks of the runtime: step times, slack, deadline misses"}
+SUITES = {
+    "tick": "whole ticks of the runtime: step times, slack, deadline misses",
+    "loading": "a random release made on the spot: GB/s, peak memory while it loads",
+    "weights": "the error of weights stored as bf16 and fp8, on random layers",
+}
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -22,6 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Measure microturn. Tables are for people; the last line of stdout is one JSON document.",
 )
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Write the document here; committed results are bench/results/<device>/."),
+]
 
 
 @app.command()
@@ -40,15 +51,9 @@ def tick(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of noise, weights and sampling.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of the step.")] = 1,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the document here; committed results are bench/results/<device>/."
-        ),
-    ] = None,
+    out: Out = None,
 ) -> None:
     """Time whole ticks and count deadline misses."""
-    from microturn.bench import schema
     from microturn.bench.tick import CheckFailed, TickRun, document
     from microturn.model.interaction import load_family, num_parameters
     from microturn.runtime.cli.audio import read_recording
@@ -86,10 +91,65 @@ def tick(
             typer.echo(f"check failed, nothing was timed: {error}", err=True)
             raise typer.Exit(1) from None
     _print_ticks(made)
-    if out is not None:
-        with usage_errors(OSError):
-            schema.write(out, made)
-    typer.echo(schema.dumps(made))
+    _finish(made, out)
+
+
+@app.command()
+def loading(
+    gigabytes: Annotated[float, typer.Option(min=0.1, help="Of the checkpoint's files.")] = 4.0,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="fp32, bf16 or fp8; repeat for several.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to make it; else the temporary folder.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Load a random checkpoint of the released layout in a process of its own: speed and peak
+    memory.
+    """
+    from microturn.bench.loading import LoadingFailed, document
+    from microturn.model.checkpoint.quantization import check_weight_dtype
+
+    wanted = tuple(weights or ("fp32", "fp8"))
+    with usage_errors(ValueError, OSError, MemoryError):
+        for dtype in wanted:
+            check_weight_dtype(dtype)
+        try:
+            made = document(int(1e9 * gigabytes), wanted, folder)
+        except LoadingFailed as error:
+            typer.echo(f"check failed: {error}", err=True)
+            raise typer.Exit(1) from None
+    columns = {
+        "case": "case",
+        "gb_per_s": "GB/s",
+        "file_bytes": "file GB",
+        "model_bytes": "model GB",
+        "peak_bytes": "peak GB",
+        "over_bytes": "peak less model GB",
+    }
+    _print_rows(made, columns, lambda k, v: f"{v / 1e9:.2f}" if k.endswith("bytes") else str(v))
+    _finish(made, out)
+
+
+@app.command()
+def weights(out: Out = None) -> None:
+    """Store random layers of the released shapes as fp32, bf16 and fp8, and show the error of
+    each.
+    """
+    from microturn.bench.weights import document
+
+    made = document()
+    columns = {
+        "case": "case",
+        "dtype": "stored as",
+        "bits": "bits",
+        "weight_error": "weights",
+        "output_error": "outputs",
+        "max_error": "largest",
+    }
+    _print_rows(made, columns, lambda k, v: f"{v:.2e}" if k.endswith("error") else str(v))
+    _finish(made, out)
 
 
 @app.command("list")
@@ -123,6 +183,27 @@ def list_(
         console.print()
     console.print(table)
     typer.echo(json.dumps(document))
+
+
+def _finish(made: dict[str, Any], out: Path | None) -> None:
+    """The document: into its file, and as the last line."""
+    from microturn.bench import schema
+
+    if out is not None:
+        with usage_errors(OSError):
+            schema.write(out, made)
+    typer.echo(schema.dumps(made))
+
+
+def _print_rows(
+    made: dict[str, Any], columns: dict[str, str], text: Callable[[str, Any], str]
+) -> None:
+    table = Table(box=None, header_style="bold")
+    for key, title in columns.items():
+        table.add_column(title, justify="left" if key == "case" else "right", overflow="fold")
+    for row in made["rows"]:
+        table.add_row(*(text(key, row[key]) for key in columns))
+    Console(width=WIDTH).print(table)
 
 
 def _print_ticks(document: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from microturn.kernels.registry import OP_NAMES
 
 SCHEMA = 1
-SYSTEM_OPS = ("tick", "capacity", "load", "soak", "interactivity")
+SYSTEM_OPS = ("tick", "capacity", "load", "soak", "interactivity", "loading", "weights")
 OPS = (*OP_NAMES, *SYSTEM_OPS)
 
 META_TEXT = ("device", "torch", "date")

@@ -16,12 +16,14 @@ from microturn.runtime.cli.converse import Player, Script, play_fast, play_real,
 from microturn.runtime.cli.errors import UsageError, usage_errors
 from microturn.runtime.cli.events import load_events
 from microturn.runtime.cli.live import Status, view
+from microturn.runtime.cli.loading import loading
 from microturn.runtime.cli.picture import Picture, draw
 from microturn.runtime.cli.report import UNTRAINED, TickRecord, record, summarise, write_json
 from microturn.runtime.cli.video import DEFAULT_FPS, TimedFrame, Video, read_video
 from microturn.runtime.versions import versions
 
 if TYPE_CHECKING:
+    from microturn.model.family import ModelFamily
     from microturn.runtime import Output, Runtime
     from microturn.runtime.clock import Clock
 
@@ -50,6 +52,7 @@ class ModelOptions:
             raise UsageError("give --preset or --checkpoint, not both")
         with usage_errors(OSError, MemoryError):
             return Runtime(
+                model=self._checkpoint(),
                 preset=self.preset or DEFAULT_PRESET,
                 checkpoint=None if self.checkpoint is None else str(self.checkpoint),
                 tick_ms=self.tick_ms,
@@ -60,6 +63,23 @@ class ModelOptions:
                 dump=None if dump is None else str(dump),
                 clock=clock,
                 start=False,
+            )
+
+    def _checkpoint(self) -> ModelFamily | None:
+        """The checkpoint, loaded before one's eyes; None where there is none."""
+        if self.checkpoint is None:
+            return None
+        from microturn.model.interaction import load_family
+
+        with (
+            usage_errors(ValueError, KeyError, OSError, MemoryError),
+            loading(Console(stderr=True), self.checkpoint.name) as progress,
+        ):
+            return load_family(
+                checkpoint=self.checkpoint,
+                tick_ms=self.tick_ms,
+                seed=self.seed,
+                progress=progress,
             )
 
     @property
