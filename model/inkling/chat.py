@@ -79,8 +79,7 @@ class ChatFormat:
                 )
         expanded: list[int] = []
         for token in ids:
-            kind = kinds.get(token)
-            expanded += [token] * (1 if kind is None else waiting[kind].pop(0))
+            expanded += [token] * (waiting[kinds[token]].pop(0) if token in kinds else 1)
         if not expanded:
             raise ChatError(f"the chat as {self.folder} renders it is empty")
         return expanded
