@@ -39,7 +39,7 @@ def check_options(mode: Mode, given: Collection[str]) -> None:
     where = "in" if mode is Mode.TURN else "without"
     for name, instead in meaningless.items():
         if name in given:
-            option = "--realtime and --fast" if name == "realtime" else f"--{name}"
+            option = "--realtime/--fast" if name == "realtime" else f"--{name}"
             raise UsageError(
                 f"{option.replace('_', '-')} means nothing {where} --mode turn: {instead}"
             )

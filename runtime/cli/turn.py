@@ -79,7 +79,8 @@ def _run(options: TurnOptions, folder: Path, console: Console) -> None:
     reader = chat.reader(ids)
 
     def show(token: int) -> None:
-        piece = reader.push(token)
+        # What a model writes must not steer the terminal.
+        piece = "".join(c for c in reader.push(token) if c.isprintable() or c in "\n\t")
         style = "dim" if reader.thinking else None
         console.print(
             piece, end="", style=style, markup=False, highlight=False, emoji=False, soft_wrap=True
