@@ -39,30 +39,41 @@ from microturn.model.inkling.release_config import (
     read_release_config,
 )
 from microturn.model.inkling.trunk import Trunk
+from microturn.model.inkling.vision import VisionTower
+from microturn.model.inkling.vision_names import vision_tensors
 
 if TYPE_CHECKING:
     from microturn.model.family import Tokenizer
 
 LLM, AUDIO, VISUAL, MTP = "model.llm.", "model.audio.", "model.visual.", "model.mtp."
-LEFT = (VISUAL, MTP)
+LEFT = (MTP,)
 """Parts of a release that are known and not loaded."""
 
 TOKENIZER = "tokenizer.json"
-BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+BESIDE = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "processor_config.json",
+)
 """Files that travel with the weights as they are."""
 
 
 @dataclass(frozen=True)
 class Inkling:
-    """The released model: it hears and reads, and writes text. It has no audio head.
+    """The released model: it hears, sees and reads, and writes text. It has no audio head.
 
+    audio, visual: the towers, None where config.json names none
     tokenizer: the release's own, None when its folder has none
     folder: where it was loaded from
     """
 
     config: ReleaseConfig
     trunk: Trunk
-    audio: AudioTower
+    audio: AudioTower | None = None
+    visual: VisionTower | None = None
     tokenizer: Tokenizer | None = None
     folder: Path | None = None
 
@@ -71,16 +82,25 @@ class Inkling:
     @classmethod
     def empty(cls, config: ReleaseConfig) -> Inkling:
         """Of these sizes, values uninitialised."""
-        trunk = config.trunk
-        tower = AudioTower(trunk.hidden_size, config.audio_mels, config.audio_bins, trunk.eps)
-        return cls(config, Trunk(trunk).eval(), tower.eval())
+        trunk, mels, bins = config.trunk, config.audio_mels, config.audio_bins
+        hidden = trunk.hidden_size
+        return cls(
+            config,
+            Trunk(trunk).eval(),
+            AudioTower(hidden, mels, bins, trunk.eps).eval() if mels else None,
+            VisionTower(config.vision, hidden).eval() if config.vision else None,
+        )
 
     def parts(self) -> list[tuple[str, nn.Module, Sequence[Released]]]:
         """Each part's prefix in the release, module and table of tensors."""
-        return [
-            (LLM, self.trunk, trunk_tensors(self.trunk.config)),
-            (AUDIO, self.audio, audio_tensors(self.audio)),
+        parts: list[tuple[str, nn.Module, Sequence[Released]]] = [
+            (LLM, self.trunk, trunk_tensors(self.trunk.config))
         ]
+        if self.audio is not None:
+            parts.append((AUDIO, self.audio, audio_tensors(self.audio)))
+        if self.visual is not None:
+            parts.append((VISUAL, self.visual, vision_tensors(self.visual)))
+        return parts
 
 
 def load_release(
@@ -89,13 +109,15 @@ def load_release(
     dtype: str = "fp32",
     global_window: int = DEFAULT_WINDOW,
     max_rows_per_tick: int = DEFAULT_ROWS,
+    beside: int = 0,
     progress: Progress | None = None,
 ) -> Inkling:
     """Streams a released folder (spec/inkling.md 1.6) into a model on the CPU.
 
     Parameters have torch's default dtype and the values that weights stored as `dtype` have: fp32,
     bf16 or fp8 (checkpoint.quantization). Beside the model, only slices of a tensor are held.
-    Vision and MTP tensors are left in the files.
+    MTP tensors are left in the files.
+    beside  bytes that the caller will need as well
 
     Raises CheckpointError naming file and tensor, before anything is allocated where the headers
     tell; FileNotFoundError; MemoryError when the model does not fit; ValueError on another dtype.
@@ -113,7 +135,7 @@ def load_release(
         lambda name: not name.startswith(LEFT),
     )
     tokenizer = _tokenizer(folder)
-    _check_memory(sizes, folder)
+    _check_memory(sizes, folder, beside)
     made = Inkling.empty(config)
     stream(
         files,
@@ -121,7 +143,7 @@ def load_release(
         dtype,
         progress,
     )
-    return Inkling(config, made.trunk, made.audio, tokenizer, folder)
+    return Inkling(config, made.trunk, made.audio, made.visual, tokenizer, folder)
 
 
 def save_release(
@@ -133,7 +155,7 @@ def save_release(
     progress: Progress | None = None,
 ) -> None:
     """Writes config.json and the weights under the released names: `dtype`, scalars of the routers
-    fp32. What the folder it was loaded from holds beyond (vision, MTP, tokenizer) is copied.
+    fp32. What the folder it was loaded from holds beyond (MTP, tokenizer) is copied.
 
     Raises CheckpointError when the folder holds another checkpoint, OSError.
     """
@@ -194,14 +216,15 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     return FileTokenizer(path) if path.is_file() else None
 
 
-def _check_memory(sizes: Inkling, folder: Path) -> None:
+def _check_memory(sizes: Inkling, folder: Path, beside: int) -> None:
     kind = torch.get_default_dtype()
     values = [t for _, part, _ in sizes.parts() for t in part.state_dict().values()]
     need = kind.itemsize * sum(tensor.numel() for tensor in values)
     lines = Path("/proc/meminfo").read_text().splitlines()
     have = int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024
-    if need > have:
+    if need + beside > have:
+        state = f" and {beside / 1e9:,.1f} GB for its state" if beside else ""
         raise MemoryError(
-            f"{folder} needs {need / 1e9:,.1f} GB of memory in {str(kind).removeprefix('torch.')}, "
-            f"{have / 1e9:,.1f} GB are free"
+            f"{folder} needs {need / 1e9:,.1f} GB of memory in {str(kind).removeprefix('torch.')}"
+            f"{state}, {have / 1e9:,.1f} GB are free"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from microturn.model.checkpoint import CheckpointError, read_config
 from microturn.model.inkling.config import TrunkConfig
+from microturn.model.inkling.vision import VisionConfig
 
 MODEL_TYPE = "inkling_mm_model"
 NAME = "config.json"
@@ -59,9 +60,14 @@ FIXED: Mapping[str, object] = {
 """What the architecture here always does; a file may leave it out."""
 
 
+VISION = {1: VisionConfig((), (40,), (2,)), 4: VisionConfig()}
+"""Vision towers by their number of layers; the release has 4."""
+
+
 @dataclass(frozen=True)
 class ReleaseConfig:
-    """trunk; audio_mels, audio_bins: of the audio tower; raw: the file as it was, empty for none.
+    """trunk; audio_mels, audio_bins: of the audio tower, 0 for none; vision: of the vision tower,
+    None for none; raw: the file as it was, empty for none.
 
     The trunk's global layers see `global_window` keys, where the release has no bound: the same up
     to that many rows.
@@ -70,6 +76,7 @@ class ReleaseConfig:
     trunk: TrunkConfig
     audio_mels: int = 80
     audio_bins: int = 16
+    vision: VisionConfig | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def read_release_config(
     path = folder / NAME
     raw = read_config(path)
     _check_architecture(path, raw)
-    text, audio = (_section(path, raw, name) for name in ("text_config", "audio_config"))
+    text = _section(path, raw, "text_config")
     for name, wanted in FIXED.items():
         if text.get(name, wanted) != wanted:
             raise CheckpointError(
@@ -113,8 +120,11 @@ def read_release_config(
         trunk = TrunkConfig(**sizes)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    mels, bins = (_whole(path, audio, name) for name in ("n_mel_bins", "mel_vocab_size"))
-    return ReleaseConfig(trunk, mels, bins, raw)
+    mels = bins = 0
+    if raw.get("audio_config") is not None:
+        audio = _section(path, raw, "audio_config")
+        mels, bins = (_whole(path, audio, name) for name in ("n_mel_bins", "mel_vocab_size"))
+    return ReleaseConfig(trunk, mels, bins, _vision(path, raw), raw)
 
 
 def _check_architecture(path: Path, raw: Mapping[str, Any]) -> None:
@@ -143,6 +153,21 @@ def _section(path: Path, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]
     if not isinstance(section, Mapping):
         raise CheckpointError(f"{path} has no {name}")
     return section
+
+
+def _vision(path: Path, raw: Mapping[str, Any]) -> VisionConfig | None:
+    if raw.get("vision_config") is None:
+        return None
+    section = _section(path, raw, "vision_config")
+    layers = section.get("n_layers", section.get("num_hidden_layers"))
+    made = VISION.get(layers) if type(layers) is int else None
+    sizes = tuple(section.get(k, v) for k, v in (("temporal_patch_size", 2), ("patch_size", 40)))
+    if made is None or made.patch[:2] != sizes:
+        raise CheckpointError(
+            f"{path}: vision_config has {layers!r} layers over patches of (frames, edge) {sizes}; "
+            f"this version computes {' or '.join(map(str, VISION))} layers over (2, 40)"
+        )
+    return made
 
 
 def _number(path: Path, text: Mapping[str, Any], ours: str) -> float:
@@ -227,20 +252,24 @@ def _released_fields(config: ReleaseConfig) -> dict[str, Any]:
         "intermediate_size": trunk.expert_width,
         **{k: v for k, v in FIXED.items() if k not in ("hidden_act", "tie_word_embeddings")},
     }
-    return {
+    fields: dict[str, Any] = {
         "architectures": ["InklingForConditionalGeneration"],
         "model_type": MODEL_TYPE,
         "text_config": text,
-        "audio_config": {
+    }
+    if config.audio_mels:
+        fields["audio_config"] = {
             "decoder_dmodel": trunk.hidden_size,
             "n_mel_bins": config.audio_mels,
             "mel_vocab_size": config.audio_bins,
-        },
-        "vision_config": {
+        }
+    if config.vision is not None:
+        frames, edge = config.vision.patch[:2]
+        fields["vision_config"] = {
             "decoder_dmodel": trunk.hidden_size,
-            "patch_size": 40,
-            "temporal_patch_size": 2,
+            "patch_size": edge,
+            "temporal_patch_size": frames,
             "n_channels": 3,
-            "n_layers": 4,
-        },
-    }
+            "n_layers": len(config.vision.spatial_folds),
+        }
+    return fields

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
+from tokenizers.decoders import DecodeStream
 
 
 class FileTokenizer:
@@ -40,6 +41,23 @@ class FileTokenizer:
             return str(token[2:])
         text = self.decode([token_id])
         return text if text[:1] in {"", " ", *".,?!;:')"} else " " + text
+
+    def stream(self) -> Callable[[int], str]:
+        """Call it with one id after the other: the text that is whole with it. Added tokens are
+        silent.
+        """
+        stream = DecodeStream(skip_special_tokens=True)
+
+        def push(token: int) -> str:
+            known = self._tokenizer.id_to_token(token) is not None
+            return (stream.step(self._tokenizer, token) or "") if known else ""
+
+        return push
+
+    def special_tokens(self, prefix: str) -> frozenset[int]:
+        """The ids of added tokens whose names begin with `prefix`."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.content.startswith(prefix))
 
     def special_ids(self, token: str) -> tuple[int, ...]:
         """The id of an added token, empty when the vocabulary has none."""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from microturn.runtime.cli import events
 from microturn.runtime.cli.errors import OneLineErrors
+from microturn.runtime.cli.mode import Mode, check_options
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -48,7 +49,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Option(help="REPLY.wav; REPLY.json and REPLY.png go beside it.")],
+    context: typer.Context,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="REPLY.wav; REPLY.json and REPLY.png go beside it. With --mode turn REPLY.json."
+        ),
+    ],
     speech: Annotated[
         Path | None,
         typer.Argument(help="A recording of what the model hears; without it, silence."),
@@ -88,8 +95,43 @@ def run(
     ] = None,
     instructions: Instructions = None,
     threads: Threads = 1,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="interaction: hear and speak all the time. turn: released weights without an "
+            "audio head read one message and write a reply as text."
+        ),
+    ] = Mode.INTERACTION,
+    prompt: Annotated[str | None, typer.Option(help="With --mode turn: what you write.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="With --mode turn: a picture it sees; repeatable.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="With --mode turn: the longest reply.")
+    ] = 512,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="With --mode turn: of sampling; 0 takes the likeliest.")
+    ] = 0.7,
 ) -> None:
     """Stream a recording, a video or both through a model and write what it says."""
+    check_options(mode, {name for name in context.params if _is_given(context, name)})
+    if mode is Mode.TURN:
+        from microturn.runtime.cli.turn import TurnOptions, run_turn
+
+        turn = TurnOptions(
+            checkpoint=checkpoint,
+            speech=speech,
+            images=tuple(image or ()),
+            prompt=prompt,
+            instructions=instructions,
+            out=out,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            threads=threads,
+        )
+        run_turn(turn, Console())
+        return
     from microturn.runtime.cli.run import ModelOptions, RunOptions, run_recording
 
     options = RunOptions(
@@ -284,6 +326,11 @@ def doctor(as_json: AsJson = False) -> None:
         console.print(f"\n{verdict(checks)}", highlight=False)
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from microturn.model.mimi import (
     save_mimi,
 )
 from microturn.model.mimi.names import SPELLINGS, kyutai_shapes
-from oracles.mimi import BAR, codes_of, pair, speech, their_decode, their_encode
+from oracles.mimi import BAR, codes_of, moshi_codec, pair, speech, their_decode, their_encode
 from oracles.streams import CodecStream
 
 SMALL = MimiConfig(
