@@ -211,6 +211,8 @@ def _global_layers(path: Path, text: Mapping[str, Any], layers: int) -> tuple[in
                 f"got {kinds!r:.200}"
             )
         return tuple(i for i, kind in enumerate(kinds) if kind == "hybrid")
+    if local is None:  # transformers fills in the release's pattern
+        return tuple(range(5, layers, 6))
     if not isinstance(local, list) or any(type(i) is not int or not 0 <= i < layers for i in local):
         raise CheckpointError(
             f"{path}: local_layer_ids must list the sliding ones of {layers} layers, "

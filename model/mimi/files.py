@@ -27,6 +27,7 @@ from microturn.model.mimi.hugging_face import (
     read_sizes,
     sizes_dict,
 )
+from microturn.model.mimi.kyutai_sizes import kyutai_sizes
 from microturn.model.mimi.mimi import Mimi
 from microturn.model.mimi.names import kyutai_tensors, load_kyutai
 
@@ -42,27 +43,19 @@ def load_mimi(
     """A codec from a safetensors file, or from a folder with one (spec/moshi-mimi.md 3.1).
 
     The layout is told by the names. Sizes come from `config`, else from a Hugging Face config.json
-    beside the weights, else they are the released ones. num_codebooks: books to run on, 8 (or all
-    there are) unless given.
+    beside the weights, else from the shapes of kyutai's tensors. num_codebooks: books to run on, 8
+    (or all there are) unless given.
 
     Raises CheckpointError naming file and tensor; FileNotFoundError; ValueError on num_codebooks
     the codec does not have.
     """
     weights, beside = _find(path)
     source = Checkpoint(weights)
+    theirs = _is_hugging_face(source)
     if config is None:
-        config = MimiConfig.released() if beside is None else beside
-        books = _books(source)
-        most = min(config.num_codebooks, MimiConfig.released().num_codebooks, books or 1)
-        wanted = most if num_codebooks is None else num_codebooks
-        if not config.num_semantic < wanted <= max(books, most):
-            raise ValueError(
-                f"num_codebooks must be {config.num_semantic + 1} to {books}, which {weights} "
-                f"holds; got {wanted}"
-            )
-        config = dataclasses.replace(config, num_codebooks=wanted)
+        config = _sizes(source, beside, theirs, num_codebooks)
     codec = Mimi(config)
-    load_kyutai(codec, AsKyutai(source, config) if _is_hugging_face(source) else source)
+    load_kyutai(codec, AsKyutai(source, config) if theirs else source)
     return codec.requires_grad_(False).eval()
 
 
@@ -76,6 +69,29 @@ def save_mimi(codec: Mimi, path: Path, layout: Layout = "kyutai") -> None:
         return
     write_checkpoint(path, held_items(from_kyutai(tensors, codec.config.num_heads)))
     (path / CONFIG).write_text(json.dumps(sizes_dict(codec.config), indent=2) + "\n")
+
+
+def _sizes(
+    source: Checkpoint, beside: MimiConfig | None, theirs: bool, num_codebooks: int | None
+) -> MimiConfig:
+    if beside is not None:
+        config = beside
+    elif theirs:
+        config = MimiConfig.released()
+    else:
+        shapes = {name: info.shape for name, info in source.tensors.items()}
+        config = kyutai_sizes(shapes, source.where)
+    books = _books(source)
+    if not books:
+        raise CheckpointError(f"{source.where} holds no codebooks; give a whole codec")
+    most = min(config.num_codebooks, MimiConfig.released().num_codebooks, books)
+    wanted = most if num_codebooks is None else num_codebooks
+    if not config.num_semantic < wanted <= max(books, most):
+        raise ValueError(
+            f"num_codebooks must be {config.num_semantic + 1} to {books}, which {source.where} "
+            f"holds; got {wanted}"
+        )
+    return dataclasses.replace(config, num_codebooks=wanted)
 
 
 def _find(path: Path) -> tuple[Path, MimiConfig | None]:

@@ -32,9 +32,11 @@ app.add_typer(codec, name="codec")
 
 
 class Dtype(StrEnum):
-    """What `logits` computes in."""
+    """How weights are stored."""
 
     fp32 = "fp32"
+    bf16 = "bf16"
+    fp8 = "fp8"
 
 
 Preset = Annotated[str | None, typer.Option(help="A named model; `microturn models` lists them.")]
@@ -209,7 +211,9 @@ def logits(
         int | None,
         typer.Option(min=1, help="Stream in pieces of so many rows; else one whole sequence."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="What it computes in.")] = Dtype.fp32,
+    dtype: Annotated[
+        Dtype, typer.Option(help="What weights are rounded to; the arithmetic is fp32.")
+    ] = Dtype.fp32,
     threads: Threads = 1,
 ) -> None:
     """Write the logits of token ids, to compare with another framework."""
@@ -218,14 +222,16 @@ def logits(
     from microturn.runtime.cli.logits import write_logits
 
     torch.set_num_threads(threads)
-    rows, vocabulary = write_logits(checkpoint, ids, out, chunk=chunk)
-    typer.echo(f"{out}: logits [{rows}, {vocabulary}] {dtype.value}")
+    rows, vocabulary = write_logits(checkpoint, ids, out, chunk=chunk, dtype=dtype.value)
+    typer.echo(f"{out}: logits [{rows}, {vocabulary}] fp32, weights as {dtype.value}")
 
 
 CodecCheckpoint = Annotated[
     Path,
     typer.Option(
-        "--checkpoint", metavar="FILE_OR_DIR", help="A Mimi codec in kyutai's released layout."
+        "--checkpoint",
+        metavar="FILE_OR_DIR",
+        help="A Mimi codec, kyutai's file or Hugging Face's folder.",
     ),
 ]
 

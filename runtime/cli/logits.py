@@ -20,16 +20,21 @@ BLOCK = 64
 """Rows whose logits are held at a time: a vocabulary is wide."""
 
 
-def write_logits(checkpoint: Path, ids: Path, out: Path, *, chunk: int | None) -> tuple[int, int]:
+def write_logits(
+    checkpoint: Path, ids: Path, out: Path, *, chunk: int | None, dtype: str = "fp32"
+) -> tuple[int, int]:
     """Writes the logits of every id in a JSON list, [T, vocabulary] fp32; returns that shape.
 
-    chunk None: one whole sequence without state; else a stream in pieces of `chunk` rows. Raises
+    chunk None: one whole sequence without state; else a stream in pieces of `chunk` rows. dtype:
+    how the weights are stored; what is computed with them is fp32. Raises
     UsageError on ids or a checkpoint that do not fit.
     """
     import torch
 
     numbers = read_ids(ids)
-    trunk = load_trunk(checkpoint, rows=len(numbers), chunk=min(chunk or 1, len(numbers)))
+    trunk = load_trunk(
+        checkpoint, rows=len(numbers), chunk=min(chunk or 1, len(numbers)), dtype=dtype
+    )
     vocabulary = trunk.config.vocab_size
     if not 0 <= min(numbers) <= max(numbers) < vocabulary:
         raise UsageError(

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from microturn.model.checkpoint import CheckpointError
+from microturn.model.inkling.config import TrunkConfig
+from microturn.model.inkling.release_config import read_release_config
 from microturn.model.mimi import MimiConfig
+from microturn.model.mimi.kyutai_sizes import kyutai_sizes
 from microturn.model.mimi.names import SPELLINGS, kyutai_shapes
 from microturn.runtime.cli.app import app
-from microturn.runtime.cli.errors import UsageError
-from microturn.runtime.cli.released import codec_config, trunk_config
 from oracles import inkling, mimi
 from oracles.inkling import FEW, Released, released_sizes
 
@@ -81,6 +83,27 @@ def test_logits_are_those_of_transformers_whole_and_in_chunks(
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize(("dtype", "least", "most"), [("bf16", 1e-4, 0.3), ("fp8", 1e-2, 1.0)])
+def test_fewer_bits_move_the_logits_and_not_far(
+    folder: Path,
+    wanted: np.ndarray[Any, Any],
+    tmp_path: Path,
+    dtype: str,
+    least: float,
+    most: float,
+) -> None:
+    # Rounding may send a row to other experts, which moves its logits by a share of their size.
+    out = tmp_path / "logits.npy"
+    result = invoke(
+        *("logits", "--checkpoint", folder, "--ids", folder / "ids.json"),
+        *("--dtype", dtype, "--out", out),
+    )
+    assert result.exit_code == 0 and f"weights as {dtype}" in result.output, result.output
+    off = np.sqrt(np.mean((np.load(out) - wanted) ** 2)) / wanted.std()
+    assert least < off < most
+
+
+@pytest.mark.oracle
 def test_a_sharded_checkpoint_gives_the_same_logits(
     released: Released, folder: Path, wanted: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:
@@ -96,19 +119,25 @@ def test_a_sharded_checkpoint_gives_the_same_logits(
 
 
 @pytest.mark.oracle
-def test_a_config_in_the_released_words_is_read_as_transformers_reads_it() -> None:
+def test_a_config_in_the_released_words_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", minversion="5.23")
     sizes = released_sizes(FEW)
     sizes["dense_intermediate_size"] = sizes.pop("intermediate_size")
     sizes["intermediate_size"] = sizes.pop("moe_intermediate_size")
     sizes["sconv_kernel_size"] = sizes.pop("conv_kernel_size")
     sizes["dense_mlp_idx"] = sizes.pop("mlp_layer_types").count("dense")
-    theirs = transformers.InklingConfig(text_config=dict(sizes)).text_config.to_dict()
-    ours = trunk_config({"text_config": sizes}, rows=300, chunk=32)
-    assert ours == trunk_config(theirs, rows=300, chunk=32) == FEW
+    whole = transformers.InklingConfig(text_config=dict(sizes)).to_dict()
+    audio = whole["audio_config"]
+
+    def read(text: dict[str, Any], rows: int, chunk: int) -> TrunkConfig:
+        document = {"model_type": "inkling_mm_model", "text_config": text, "audio_config": audio}
+        (tmp_path / "config.json").write_text(json.dumps(document))
+        return read_release_config(tmp_path, global_window=rows, max_rows_per_tick=chunk).trunk
+
+    assert read(sizes, 300, 32) == read(whole["text_config"], 300, 32) == FEW
     every_sixth = {k: v for k, v in sizes.items() if k != "local_layer_ids"}
     every_sixth["num_hidden_layers"] = 13
-    assert trunk_config(every_sixth, rows=1, chunk=1).global_layers == (5, 11)
+    assert read(every_sixth, 1, 1).global_layers == (5, 11)
 
 
 @pytest.mark.oracle
@@ -130,13 +159,13 @@ def test_what_does_not_fit_is_one_line_and_leaves_no_file(folder: Path, tmp_path
         assert "JSON list of token ids" in refused(ids)
     assert "is not JSON" in refused("[1,")
     assert "has no config.json" in refused("[1]", tmp_path)
-    assert "bf16" in refused("[1]", **{"--dtype": "bf16"})
+    assert "int4" in refused("[1]", **{"--dtype": "int4"})
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text((folder / "config.json").read_text())
-    assert "found 0" in refused("[1]", broken)
+    assert "no model.safetensors" in refused("[1]", broken)
     (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
-    assert "not a whole safetensors file" in refused("[1]", broken)
+    assert "truncated" in refused("[1]", broken)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.llm.norm.weight"]
     save_file(tensors, broken / "model.safetensors")
@@ -160,7 +189,7 @@ def codec_file(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for spelling, as_released in SPELLINGS.items():
             name = name.replace(spelling, as_released)
         tensors[name] = tensor.contiguous()
-    path = tmp_path_factory.mktemp("mimi") / "tokenizer.safetensors"
+    path = tmp_path_factory.mktemp("mimi") / "tokenizer-small.safetensors"
     save_file(tensors, path)
     return path
 
@@ -240,25 +269,27 @@ def test_codec_mistakes_are_one_line_and_leave_no_file(
 
     for books in (0, 1, 13):
         options = ("--checkpoint", codec_file, "--codebooks", books)
-        assert "has 12 codebooks, take 2 to 12" in refused("encode", heard[0], *options)
+        assert "num_codebooks must be 2 to 12" in refused("encode", heard[0], *options)
     assert "no such file" in refused("encode", tmp_path / "no.wav", "--checkpoint", codec_file)
     assert "safetensors" in refused("encode", heard[0], "--checkpoint", tmp_path)
     assert "integer codes [Q, F]" in refused_codes(np.zeros((4, 3)))
     assert "integer codes [Q, F]" in refused_codes(np.zeros(4, np.int64))
     assert "holds no codes" in refused_codes(np.zeros((4, 0), np.int64))
     assert "codes must lie in 0..39, got 0..40" in refused_codes(np.array([[0, 1], [40, 2]]))
-    assert "has 12 codebooks" in refused_codes(np.zeros((13, 2), np.int64))
+    assert "num_codebooks must be 2 to 12" in refused_codes(np.zeros((13, 2), np.int64))
     codes.write_text("no numbers")
     assert "not an .npy file" in refused("decode", codes, "--checkpoint", codec_file)
     assert "give codes as .npy" in refused("decode", tmp_path / "n", "--checkpoint", codec_file)
     other = tmp_path / "other.safetensors"
     save_file({"encoder.layers.0.conv.weight": torch.zeros(2)}, other)
+    assert "holds no codebooks" in refused("encode", heard[0], "--checkpoint", other)
+    save_file({"a": torch.zeros(2)}, other)
     assert "kyutai's layout" in refused("encode", heard[0], "--checkpoint", other)
 
 
 @pytest.mark.parametrize("config", [MimiConfig.released(), SMALL])
 def test_the_sizes_of_a_codec_are_read_from_its_tensors(config: MimiConfig) -> None:
     shapes = kyutai_shapes(config)
-    assert codec_config(shapes, config.num_codebooks, Path("x")) == config
-    with pytest.raises(UsageError, match="has no downsample"):
-        codec_config({k: v for k, v in shapes.items() if "downsample" not in k}, None, Path("x"))
+    assert kyutai_sizes(shapes, "x") == config
+    with pytest.raises(CheckpointError, match="x has no downsample"):
+        kyutai_sizes({k: v for k, v in shapes.items() if "downsample" not in k}, "x")

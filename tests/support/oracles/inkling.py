@@ -129,7 +129,7 @@ class Released:
             transformers.InklingConfig(
                 text_config=released_sizes(config),
                 audio_config={"n_mel_bins": mels, "mel_vocab_size": bins},
-                vision_config={"patch_size": 4, "num_hidden_layers": 2},
+                vision_config={"num_hidden_layers": 1},
                 audio_token_id=self.audio_id,
             )
         ).eval()
