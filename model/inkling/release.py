@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from microturn.model.family import Tokenizer
 
 LLM, AUDIO, VISUAL, MTP = "model.llm.", "model.audio.", "model.visual.", "model.mtp."
-LEFT = (MTP,)
-"""Parts of a release that are known and not loaded."""
+LEFT = (VISUAL, MTP)
+"""Parts of a release that are known and may stay in the files."""
 
 TOKENIZER = "tokenizer.json"
 BESIDE = (
@@ -65,7 +65,7 @@ BESIDE = (
 class Inkling:
     """The released model: it hears, sees and reads, and writes text. It has no audio head.
 
-    audio, visual: the towers, None where config.json names none
+    audio, visual: the towers, None where config.json names none, or a vision tower of other sizes
     tokenizer: the release's own, None when its folder has none
     folder: where it was loaded from
     """
@@ -116,7 +116,8 @@ def load_release(
 
     Parameters have torch's default dtype and the values that weights stored as `dtype` have: fp32,
     bf16 or fp8 (checkpoint.quantization). Beside the model, only slices of a tensor are held.
-    MTP tensors are left in the files.
+    MTP tensors are left in the files, and those of a vision tower that config.json gives sizes
+    which we do not compute.
     beside  bytes that the caller will need as well
 
     Raises CheckpointError naming file and tensor, before anything is allocated where the headers
@@ -132,7 +133,7 @@ def load_release(
     check_fit(
         files,
         {k: v for prefix, _, table in sizes.parts() for k, v in wanted(table, prefix).items()},
-        lambda name: not name.startswith(LEFT),
+        lambda name: not name.startswith(LEFT if sizes.visual is None else MTP),
     )
     tokenizer = _tokenizer(folder)
     _check_memory(sizes, folder, beside)
@@ -155,7 +156,8 @@ def save_release(
     progress: Progress | None = None,
 ) -> None:
     """Writes config.json and the weights under the released names: `dtype`, scalars of the routers
-    fp32. What the folder it was loaded from holds beyond (MTP, tokenizer) is copied.
+    fp32. What the folder it was loaded from holds beyond (MTP, a tower left there, tokenizer) is
+    copied.
 
     Raises CheckpointError when the folder holds another checkpoint, OSError.
     """

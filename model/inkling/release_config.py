@@ -60,6 +60,9 @@ FIXED: Mapping[str, object] = {
 """What the architecture here always does; a file may leave it out."""
 
 
+WIDTH = "decoder_dmodel"
+"""Of a tower's rows; null where a release has no such tower."""
+
 VISION = {1: VisionConfig((), (40,), (2,)), 4: VisionConfig()}
 """Vision towers by their number of layers; the release has 4."""
 
@@ -67,7 +70,7 @@ VISION = {1: VisionConfig((), (40,), (2,)), 4: VisionConfig()}
 @dataclass(frozen=True)
 class ReleaseConfig:
     """trunk; audio_mels, audio_bins: of the audio tower, 0 for none; vision: of the vision tower,
-    None for none; raw: the file as it was, empty for none.
+    None for none or one of sizes not in VISION; raw: the file as it was, empty for none.
 
     The trunk's global layers see `global_window` keys, where the release has no bound: the same up
     to that many rows.
@@ -121,8 +124,7 @@ def read_release_config(
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     mels = bins = 0
-    if raw.get("audio_config") is not None:
-        audio = _section(path, raw, "audio_config")
+    if audio := _tower(path, raw, "audio_config"):
         mels, bins = (_whole(path, audio, name) for name in ("n_mel_bins", "mel_vocab_size"))
     return ReleaseConfig(trunk, mels, bins, _vision(path, raw), raw)
 
@@ -155,19 +157,22 @@ def _section(path: Path, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]
     return section
 
 
+def _tower(path: Path, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Empty when there is no such tower: no section, or one that gives it no width."""
+    if raw.get(name) is None:
+        return {}
+    section = _section(path, raw, name)
+    return {} if section.get(WIDTH, 0) is None else section
+
+
 def _vision(path: Path, raw: Mapping[str, Any]) -> VisionConfig | None:
-    if raw.get("vision_config") is None:
+    section = _tower(path, raw, "vision_config")
+    if not section:
         return None
-    section = _section(path, raw, "vision_config")
     layers = section.get("n_layers", section.get("num_hidden_layers"))
     made = VISION.get(layers) if type(layers) is int else None
     sizes = tuple(section.get(k, v) for k, v in (("temporal_patch_size", 2), ("patch_size", 40)))
-    if made is None or made.patch[:2] != sizes:
-        raise CheckpointError(
-            f"{path}: vision_config has {layers!r} layers over patches of (frames, edge) {sizes}; "
-            f"this version computes {' or '.join(map(str, VISION))} layers over (2, 40)"
-        )
-    return made
+    return made if made is not None and made.patch[:2] == sizes else None
 
 
 def _number(path: Path, text: Mapping[str, Any], ours: str) -> float:
@@ -254,24 +259,22 @@ def _released_fields(config: ReleaseConfig) -> dict[str, Any]:
         "intermediate_size": trunk.expert_width,
         **{k: v for k, v in FIXED.items() if k not in ("hidden_act", "tie_word_embeddings")},
     }
-    fields: dict[str, Any] = {
+    hidden, vision = trunk.hidden_size, config.vision
+    frames, edge = (vision or VisionConfig()).patch[:2]
+    return {
         "architectures": ["InklingForConditionalGeneration"],
         "model_type": MODEL_TYPE,
         "text_config": text,
-    }
-    if config.audio_mels:
-        fields["audio_config"] = {
-            "decoder_dmodel": trunk.hidden_size,
+        "audio_config": {
+            WIDTH: hidden if config.audio_mels else None,
             "n_mel_bins": config.audio_mels,
             "mel_vocab_size": config.audio_bins,
-        }
-    if config.vision is not None:
-        frames, edge = config.vision.patch[:2]
-        fields["vision_config"] = {
-            "decoder_dmodel": trunk.hidden_size,
+        },
+        "vision_config": {
+            WIDTH: hidden if vision else None,
             "patch_size": edge,
             "temporal_patch_size": frames,
             "n_channels": 3,
-            "n_layers": len(config.vision.spatial_folds),
-        }
-    return fields
+            "n_layers": len((vision or VisionConfig()).spatial_folds),
+        },
+    }

@@ -62,7 +62,10 @@ def _run(options: TurnOptions, folder: Path, console: Console) -> None:
     if options.speech and not config.audio_mels:
         raise UsageError(f"{folder} has no audio tower, it cannot hear {options.speech.name}")
     if options.images and config.vision is None:
-        raise UsageError(f"{folder} has no vision tower, it cannot see {options.images[0].name}")
+        raise UsageError(
+            f"{folder} has no vision tower that this version computes, it cannot see "
+            f"{options.images[0].name}"
+        )
     images = [_patches(path, folder) for path in options.images]
     bins = audio_bins(torch.from_numpy(_samples(options.speech)))
     rows = {IMAGE: [len(p) for p in images], AUDIO: [len(bins)] if options.speech else []}

@@ -245,7 +245,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "text only": (lambda c: c.update(model_type="inkling_text"), "unknown architecture"),
     "NVFP4": (lambda c: c.update(quantization_config={}), "weights are quantised"),
     "no text": (lambda c: c.pop("text_config"), "has no text_config"),
-    "no audio": (lambda c: c.pop("audio_config"), "has no audio_config"),
+    "audio of no size": (lambda c: c["audio_config"].pop("n_mel_bins"), "n_mel_bins must be"),
     "a field is missing": (lambda c: c["text_config"].pop("d_rel"), "text_config lacks d_rel"),
     "either of two": (
         lambda c: c["text_config"].pop("sconv_kernel_size"),

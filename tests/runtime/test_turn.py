@@ -439,7 +439,9 @@ def test_weights_without_towers_refuse_what_they_cannot_take(
     save_release(model, folder)
     add_chat(folder)
     assert "has no audio tower, it cannot hear" in refusal(folder, tmp_path, given.speech)
-    assert "no vision tower, it cannot see" in refusal(folder, tmp_path, "--image", given.image)
+    assert "no vision tower that this version computes, it cannot see" in refusal(
+        folder, tmp_path, "--image", given.image
+    )
     assert len(reply(folder, tmp_path, "--prompt", "x")["ids"]) == NEW
 
 
