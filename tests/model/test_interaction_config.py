@@ -9,16 +9,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from microturn.model.inkling.trunk import Trunk
-from microturn.model.interaction import InteractionConfig, load, preset, save
+from microturn.model.interaction import (
+    InteractionConfig,
+    InteractionModel,
+    load,
+    preset,
+    save,
+)
 from microturn.model.interaction.sequence import TickRows, pack_order
 
 
-def test_small_is_the_published_trunk() -> None:
+def test_small_has_the_published_sizes() -> None:
     config = preset("interaction-small")
     with torch.device("meta"):
-        trunk = Trunk(config.trunk)
-    assert sum(t.numel() for t in trunk.state_dict().values()) == 263_655_199_274
+        model = InteractionModel(config)
+
+    def stored(part: torch.nn.Module | None) -> int:
+        assert part is not None
+        return sum(t.numel() for t in part.state_dict().values())
+
+    assert stored(model.trunk) == 263_655_199_274
+    assert stored(model.visual) == 64_080_384
+    assert stored(model.audio) == 5_246_976
+    heads = stored(model) - stored(model.trunk) - stored(model.visual) - stored(model.audio)
+    assert heads == stored(model.depth) + stored(model.codec) + 8 * 2049 * 4096 + 4096
     assert (config.listen_id, config.delegate_id, config.start_id) == (200_058, 200_059, 200_060)
     assert config.trunk.global_layers == (5, 11, 17, 23, 29, 35, 41)
     assert (config.codec.num_codebooks, config.codec.codebook_size) == (8, 2048)
@@ -39,8 +53,6 @@ def test_a_tick_is_whole_slots(name: str) -> None:
 def test_tiny_fits_its_file_size() -> None:
     """24 MB in fp16 is what ships (spec/interaction.md); the codec's encoder stays at home."""
     with torch.device("meta"):
-        from microturn.model.interaction import InteractionModel
-
         model = InteractionModel(preset("interaction-tiny"))
     assert 2 * sum(t.numel() for t in model.state_dict().values()) <= 23.9e6
 
