@@ -86,15 +86,15 @@ def _tiny() -> InteractionConfig:
     trunk = replace(
         _SMALL,
         hidden_size=256,
-        num_layers=8,
-        global_layers=(3, 7),
+        num_layers=6,
+        global_layers=(2, 5),
         **_heads(4, 2, 64),
         global_window=2048,
         num_dense_layers=1,
         dense_width=768,
         num_experts=16,
         top_k=2,
-        expert_width=64,
+        expert_width=96,
         route_scale=4.0,
         vocab_size=TINY_ROWS,
         unpadded_vocab_size=TINY_WORDS + 3,
@@ -105,7 +105,7 @@ def _tiny() -> InteractionConfig:
         trunk,
         VisionConfig((16, 32, 48)),
         MimiConfig.tiny(),
-        (96, 2, 4, 192),
+        (128, 1, 4, 256),
         tokenizer="tiny_tokenizer.json",
     )
 

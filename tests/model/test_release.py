@@ -341,9 +341,9 @@ def test_our_own_files_are_checked_as_well(tmp_path: Path) -> None:
         load(checkpoint=tmp_path)
     file.write_bytes(whole)
     raw = json.loads((tmp_path / "config.json").read_text())
-    raw["model"]["trunk"]["num_layers"] = 9
+    raw["model"]["trunk"]["num_layers"] = 7
     put(tmp_path, raw)
-    with pytest.raises(CheckpointError, match=r"trunk\.layers\.8\.attn\.qkvr is missing, wanted"):
+    with pytest.raises(CheckpointError, match=r"trunk\.layers\.6\.attn\.qkvr is missing, wanted"):
         load(checkpoint=tmp_path)
     raw["format"] = 2
     with pytest.raises(CheckpointError, match="format 2 cannot be read"):
