@@ -41,6 +41,7 @@ from microturn.model.inkling.release_config import (
 from microturn.model.inkling.trunk import Trunk
 from microturn.model.inkling.vision import VisionTower
 from microturn.model.inkling.vision_names import vision_tensors
+from microturn.model.memory import free_bytes
 
 if TYPE_CHECKING:
     from microturn.model.family import Tokenizer
@@ -222,8 +223,7 @@ def _check_memory(sizes: Inkling, folder: Path, beside: int) -> None:
     kind = torch.get_default_dtype()
     values = [t for _, part, _ in sizes.parts() for t in part.state_dict().values()]
     need = kind.itemsize * sum(tensor.numel() for tensor in values)
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    have = int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024
+    have = free_bytes()
     if need + beside > have:
         state = f" and {beside / 1e9:,.1f} GB for its state" if beside else ""
         raise MemoryError(

@@ -30,6 +30,7 @@ from microturn.model.interaction.model import InteractionModel
 from microturn.model.interaction.presets import preset as preset_config
 from microturn.model.interaction.step import InteractionFamily
 from microturn.model.interaction.tokenizer import FileTokenizer
+from microturn.model.memory import free_bytes
 
 FORMAT = 1
 FAMILY = "interaction"
@@ -201,8 +202,7 @@ def _packaged_tokenizer(config: InteractionConfig) -> FileTokenizer | None:
 
 def _check_memory(config: InteractionConfig) -> None:
     need = 4 * num_parameters(config)
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    have = int(fields["MemAvailable"].split()[0]) * 1024
+    have = free_bytes()
     if need > have:
         raise MemoryError(
             f"{config.name} needs {need / 1e9:,.1f} GB of memory in fp32, {have / 1e9:,.1f} GB are "

@@ -22,6 +22,7 @@ from microturn.model.inkling.vision import VisionConfig, VisionTower
 from microturn.model.inkling.vision_names import load_released_vision
 from microturn.runtime import image_input
 from microturn.runtime.image_input import to_patches
+from oracles.inkling import released_sizes
 
 pytestmark = pytest.mark.oracle
 
@@ -58,35 +59,6 @@ TRUNK = TrunkConfig(
     conv_kernel=4,
     max_rows_per_tick=64,
 )
-
-TEXT_CONFIG = {
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": 2,
-    "local_layer_ids": [0],
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "swa_num_attention_heads": 2,
-    "swa_num_key_value_heads": 1,
-    "swa_head_dim": 16,
-    "sliding_window_size": 8,
-    "d_rel": 16,
-    "rel_extent": 12,
-    "log_scaling_n_floor": 16,
-    "log_scaling_alpha": 0.1,
-    "mlp_layer_types": ["dense", "sparse"],
-    "intermediate_size": 96,
-    "moe_intermediate_size": 32,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 1,
-    "route_scale": 8.0,
-    "vocab_size": 96,
-    "unpadded_vocab_size": 90,
-    "logits_mup_width_multiplier": 4.0,
-    "rms_norm_eps": 1e-6,
-    "conv_kernel_size": 4,
-}
 
 
 def image(height: int, width: int) -> Any:
@@ -163,7 +135,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     torch.manual_seed(5)
     whole = transformers.InklingForConditionalGeneration(
         transformers.InklingConfig(
-            text_config=TEXT_CONFIG,
+            text_config=released_sizes(TRUNK),
             audio_config={"n_mel_bins": 80, "mel_vocab_size": 16},
             vision_config={"num_hidden_layers": 4},
             image_token_id=IMAGE_ID,

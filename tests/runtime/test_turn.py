@@ -29,6 +29,7 @@ from microturn.runtime import turn as runtime_turn
 from microturn.runtime.arenas import Arenas
 from microturn.runtime.cli.app import app
 from microturn.runtime.image_input import to_patches
+from oracles.inkling import released_sizes
 
 HIDDEN, NEW = 64, 12
 SPECIAL = (
@@ -173,35 +174,8 @@ def reply(folder: Path, tmp_path: Path, *arguments: object) -> Any:
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A random model that transformers saved, and its processor."""
     transformers = pytest.importorskip("transformers", minversion="5.23")
-    text = {
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": 2,
-        "local_layer_ids": [0],
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "swa_num_attention_heads": 2,
-        "swa_num_key_value_heads": 1,
-        "swa_head_dim": 16,
-        "sliding_window_size": 8,
-        "d_rel": 16,
-        "rel_extent": 12,
-        "log_scaling_n_floor": 16,
-        "log_scaling_alpha": 0.1,
-        "mlp_layer_types": ["dense", "sparse"],
-        "intermediate_size": 96,
-        "moe_intermediate_size": 32,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "n_shared_experts": 1,
-        "route_scale": 8.0,
-        "vocab_size": TRUNK.vocab_size,
-        "unpadded_vocab_size": TRUNK.unpadded_vocab_size,
-        "logits_mup_width_multiplier": 4.0,
-        "rms_norm_eps": 1e-6,
-        "conv_kernel_size": 4,
-        "eos_token_id": END_ID,
-    }
+    most = {"max_position_embeddings": 1_048_576}
+    text = released_sizes(TRUNK) | most | {"eos_token_id": END_ID}
     whole = transformers.InklingForConditionalGeneration(
         transformers.InklingConfig(
             text_config=text,
