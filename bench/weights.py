@@ -48,8 +48,9 @@ def measure(
     """One layer, stored in each way."""
     import torch
 
+    from microturn.kernels.quantized import BLOCK
     from microturn.model.checkpoint import WEIGHT_DTYPES
-    from microturn.model.checkpoint.quantization import BLOCK, round_weight
+    from microturn.model.checkpoint.quantization import round_weight
 
     outputs, inputs = shape
     generator = torch.Generator().manual_seed(seed)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from microturn.kernels.quantized import Weight
 from microturn.kernels.rows import RowBatch
 
 
-def check_shape(op: str, name: str, tensor: Tensor, want: tuple[int | str, ...]) -> None:
+def check_shape(op: str, name: str, tensor: Weight, want: tuple[int | str, ...]) -> None:
     """`want` gives each axis as a size or as a letter that fits any size. Raises ValueError."""
     got = tensor.shape
     if len(got) == len(want):

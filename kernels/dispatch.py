@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from importlib import import_module
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -11,22 +12,25 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def pick(
-    op: str,
-    device: torch.device,
-    reference: Callable[P, R],
-    kernel: Callable[[], Callable[P, R]] | None = None,
-) -> Callable[P, R]:
-    """The implementation of `op` on `device`.
+def pick(op: str, device: torch.device, reference: Callable[P, R]) -> Callable[P, R]:
+    """The implementation of `op` on `device`: the reference on a CPU, else the Triton launcher.
 
-    kernel: loads the Triton launcher when first needed, so that importing an op imports no Triton.
-    Raises NotImplementedError for a device that this op has no implementation for.
+    A launcher is `microturn.kernels.<op>.launch.<op>_kernel`, imported when first needed, so that
+    importing an op imports no Triton. It runs on CUDA devices; on "meta" tensors it is compiled
+    (see `microturn.kernels.compiled`).
+    Raises NotImplementedError for any other device.
     """
     if device.type == "cpu":
         return reference
-    if device.type == "cuda" and kernel is not None:
-        return kernel()
+    if device.type in ("cuda", "meta"):
+        return cast(Callable[P, R], launcher(op))
     raise NotImplementedError(
         f"{op} has no kernel for device {device.type!r}; move its inputs to the CPU, "
         f"where the reference runs"
     )
+
+
+def launcher(op: str) -> Callable[..., Any]:
+    """The Triton launcher of `op`, with the op's own signature."""
+    module = import_module(f"microturn.kernels.{op}.launch")
+    return getattr(module, f"{op}_kernel")  # type: ignore[no-any-return]

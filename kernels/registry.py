@@ -30,10 +30,22 @@ OP_NAMES = (
 )
 
 
+@dataclass(frozen=True)
+class Bar:
+    """What a case must reach on an H200: us a call, the fraction of its floor, or times faster
+    than a peer. Where time and fraction disagree, the fraction governs.
+    """
+
+    us: float | None = None
+    of_floor: float | None = None
+    times_peer: float | None = None
+    tflops: float | None = None
+
+
 class Case(Protocol):
     """A shape an op must handle.
 
-    `id` is sizes as key=value pairs, `reason` why it is in the list.
+    `id` is sizes as key=value pairs, `reason` why it is in the list, `bar` what it must reach.
     """
 
     @property
@@ -41,10 +53,13 @@ class Case(Protocol):
     @property
     def reason(self) -> str: ...
     @property
+    def bar(self) -> Bar | None: ...
+    @property
     def flops(self) -> int: ...
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         """Bytes that must move at least once, weights and state included, at `itemsize` bytes a
-        value.
+        value; `streamed` bytes a value of what is streamed (weights, or keys and values), where
+        that is stored narrower.
         """
         ...
 
@@ -76,12 +91,32 @@ class Op:
         return getattr(self._part("reference"), f"{self.name}_reference")  # type: ignore[no-any-return]
 
     @property
+    def kernel(self) -> Callable[..., Any]:
+        """The Triton launcher, with the op's signature; imports Triton."""
+        return getattr(self._part("launch"), f"{self.name}_kernel")  # type: ignore[no-any-return]
+
+    @property
     def core(self) -> Callable[..., Any]:
         return self._part("reference").core  # type: ignore[no-any-return]
 
     @property
     def cases(self) -> tuple[Case, ...]:
         return self._part("cases").CASES  # type: ignore[no-any-return]
+
+    @property
+    def bench_cases(self) -> tuple[Case, ...]:
+        """Shapes of the real models: measured on a GPU, compiled where there is none."""
+        return getattr(self._part("cases"), "BENCH_CASES", ())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """In which the bench cases run: names in `microturn.kernels.testing.DTYPES`."""
+        return getattr(self._part("cases"), "DTYPES", ("bf16",))
+
+    @property
+    def narrow_loads(self) -> dict[str, str]:
+        """Kernels that need no 16-byte load, each with the reason."""
+        return getattr(self._part("cases"), "NARROW_LOADS", {})
 
     @property
     def make_inputs(self) -> Callable[..., OpInputs]:

@@ -35,12 +35,15 @@ class RowBatch:
     positions   [T] int64     row -> position in its own stream, consecutive inside a line
     exec_mask   [B] bool      False: the line's rows are computed by nobody and its state stays as
                               it was
+    max_line_rows             most rows of a line, where the host knows it: kernels size their grids
+                              by it without asking the device
     """
 
     slot_ids: Tensor
     row_offsets: Tensor
     positions: Tensor
     exec_mask: Tensor
+    max_line_rows: int | None = None
 
     @classmethod
     def build(
@@ -77,6 +80,7 @@ class RowBatch:
             torch.tensor(offsets, dtype=torch.int32, device=device),
             torch.tensor(positions, dtype=torch.int64, device=device),
             torch.tensor(mask, dtype=torch.bool, device=device),
+            max(counts, default=0),
         )
 
     @cached_property
@@ -158,6 +162,20 @@ class RowBatch:
     def num_rows(self) -> int:
         return int(self.positions.shape[0])
 
+    @property
+    def num_lines(self) -> int:
+        return int(self.slot_ids.shape[0])
+
+    @property
+    def line_bound(self) -> int:
+        """No line brings more rows than this; never waits for a device."""
+        return self.num_rows if self.max_line_rows is None else self.max_line_rows
+
+    @property
+    def on_host(self) -> bool:
+        """Whether `lines` and what follows from it can be read without waiting for a device."""
+        return self.positions.device.type == "cpu"
+
     def finer(self, ratio: int) -> RowBatch:
         """The same lines at `ratio` rows for each row here (a codec level of a higher rate)."""
         if ratio == 1:
@@ -169,7 +187,11 @@ class RowBatch:
                 self.row_offsets * ratio,
                 (self.positions[:, None] * ratio + steps).reshape(-1),
                 self.exec_mask,
+                self.line_bound * ratio,
             )
+            if not self.on_host:
+                self._finer[ratio] = finer
+                return finer
             vars(finer).update(  # known already: spares the finer level its read-back
                 lines=tuple(
                     Line(slot, start * ratio, stop * ratio, position * ratio)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from microturn.kernels.draw import FP8
+from microturn.kernels.registry import Case, Op, OpInputs
+from microturn.kernels.tree import map_tensors, tensors
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": FP8}
+"""By the names used in results; fp8 is 8-bit weights (or keys and values) beside bf16."""
+
+MAX_ERROR = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.5e-2, "fp8": 1.5e-2}
+"""Error ratio of a kernel against its reference in fp32 on the same numbers."""
 
 
 def error_ratio(actual: Tensor, expected: Tensor) -> float:
@@ -62,3 +73,87 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.empty, torch.empty_like = empty, empty_like
+
+
+class Compared(NamedTuple):
+    """The largest error ratio over an op's results and over the state it leaves behind."""
+
+    result: float
+    state: float
+
+
+def wide(tree: Any) -> Any:
+    """Every floating tensor as fp32; 8-bit weights stay as they are."""
+
+    def widen(tensor: Tensor) -> Tensor:
+        narrow = tensor.dtype in (torch.float16, torch.bfloat16)
+        return tensor.float() if narrow else tensor.clone()
+
+    return map_tensors(widen, tree)
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """A copy of every tensor on a device."""
+    return map_tensors(lambda tensor: tensor.to(device, copy=True), tree)
+
+
+def compare(
+    op: Op, case: Case, dtype: str, *, device: torch.device | str = "cpu", seed: int = 0
+) -> Compared:
+    """Runs the kernel on `device` (a CPU: in Triton's interpreter) and the reference in fp32 on the
+    CPU, on the same numbers, and compares results and arenas. Integers must be equal.
+
+    The interpreter's bf16 dot is wrong: there, what would be bf16 is given to the kernel as fp32.
+    """
+    inputs = op.make_inputs(case, seed=seed, dtype=DTYPES[dtype])
+    expected_inputs = OpInputs(*wide(tuple(inputs)))
+    if str(device) == "cpu" and dtype in ("bf16", "fp8"):
+        actual_inputs = OpInputs(*wide(tuple(inputs)))
+    else:
+        actual_inputs = OpInputs(*to_device(tuple(inputs), device))
+    with torch.inference_mode():
+        expected = op.reference(*expected_inputs)
+        actual = to_device(op.kernel(*actual_inputs), "cpu")
+    return Compared(
+        _worst(actual, expected),
+        _worst(to_device(actual_inputs.state, "cpu"), expected_inputs.state),
+    )
+
+
+def _worst(actual: Any, expected: Any) -> float:
+    worst = 0.0
+    for a, e in zip(tensors(actual), tensors(expected), strict=True):
+        if not e.is_floating_point():
+            assert_bitwise_equal(a.to(e.dtype), e, "integers")
+            continue
+        a, e = a.float(), e.float()
+        if not torch.equal(a.isnan(), e.isnan()):
+            return float("inf")
+        worst = max(worst, error_ratio(a.nan_to_num(0.0), e.nan_to_num(0.0)))
+    return worst
+
+
+@contextmanager
+def ordered_dots() -> Iterator[None]:
+    """Inside, tl.dot in the interpreter adds each element's products one by one, in order.
+
+    As matrix units do, it gives an element the same bits whatever stands beside it in the tile;
+    numpy's own product does not. Use it where kernels with different tiles must agree to the bit.
+    """
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    plain_dot = type(builder).create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        left, right = a.data.astype(np.float32), b.data.astype(np.float32)
+        total = d.data.astype(np.float32).copy()
+        for k in range(left.shape[-1]):
+            total += left[..., :, k : k + 1] * right[..., k : k + 1, :]
+        return interpreter.TensorHandle(total.astype(d.data.dtype), d.dtype.scalar)
+
+    type(builder).create_dot = create_dot
+    try:
+        yield
+    finally:
+        type(builder).create_dot = plain_dot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ class LinearCase:
     N: int
     K: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -28,8 +29,8 @@ class LinearCase:
     def flops(self) -> int:
         return 2 * self.T * self.N * self.K
 
-    def bytes(self, itemsize: int) -> int:
-        return (self.T * self.K + self.N * self.K + self.T * self.N) * itemsize
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
+        return self.N * self.K * (streamed or itemsize) + (self.T * (self.K + self.N)) * itemsize
 
 
 CASES = (
@@ -38,6 +39,16 @@ CASES = (
     LinearCase(3, 160, 64, "a tick of one session"),
     LinearCase(9, 48, 80, "one row over a tile"),
     LinearCase(17, 40, 64, "prime rows, width not a multiple of 16"),
+)
+
+DTYPES = ("bf16", "fp8")
+_READ = Bar(of_floor=0.88)
+BENCH_CASES = (
+    *(LinearCase(T, 6656, 4096, "q, k, v and r of interaction-small", _READ) for T in (1, 16, 64)),
+    *(LinearCase(T, 25128, 4096, "an eighth of its vocabulary", _READ) for T in (1, 16, 64)),
+    *(LinearCase(T, 4096, 4096, "its attention output: few tiles, split along K") for T in (1, 64)),
+    LinearCase(256, 6656, 4096, "the largest decode step"),
+    LinearCase(192, 4096, 16384, "down projection of its dense layers, an append pass of 64"),
 )
 
 
@@ -49,10 +60,8 @@ def make_inputs(
     device: torch.device | str = "cpu",
 ) -> OpInputs:
     """Gaussian inputs of the case's shape; dtype fp32 unless given."""
-    import torch
+    from microturn.kernels.draw import Draw
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.T, case.K, generator=g)
-    weights = torch.randn(case.N, case.K, generator=g) / case.K**0.5
-    return OpInputs(x.to(device, dtype), weights.to(device, dtype), None, None)
+    draw = Draw(seed, dtype, device)
+    x = draw.normal(case.T, case.K)
+    return OpInputs(x, draw.weight(case.N, case.K, scale=case.K**-0.5), None, None)

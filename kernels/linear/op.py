@@ -7,12 +7,13 @@ from torch import Tensor
 from microturn.kernels.checks import check_dtype, check_shape
 from microturn.kernels.dispatch import pick
 from microturn.kernels.linear.reference import linear_reference
+from microturn.kernels.quantized import Weight
 from microturn.kernels.rows import RowBatch
 
 
 def linear(
     x: Tensor,
-    weights: Tensor,
+    weights: Weight,
     state: None = None,
     rows: RowBatch | None = None,
     *,
@@ -21,15 +22,17 @@ def linear(
     """out[t, n] = sum over k of x[t, k] * weights[n, k]; every dense matmul of a tick goes through
     here.
 
-    x       [T, K] fp32 (CPU)
-    weights [N, K], dtype of x
+    x       [T, K], any float dtype; sums are fp32
+    weights [N, K], dtype of x, or Quantized (8 bits; x and the products stay in x's dtype)
     state, rows: unused; the signature is the same for every op
-    out     [T, N], dtype of x; allocated when None
+    out     [T, N], any float dtype; allocated in that of x when None
 
-    A row's bits depend on nothing but that row and the weights (DESIGN 2).
+    A row's bits depend on nothing but that row and the weights (DESIGN 2): on a GPU K is cut into
+    the same blocks, added in the same order, for every T.
     Raises ValueError on shapes, TypeError on dtypes.
     """
     check_shape("linear", "x", x, ("T", weights.shape[-1]))
     check_shape("linear", "weights", weights, ("N", "K"))
-    check_dtype("linear", "weights", weights, x.dtype)
+    if isinstance(weights, Tensor):
+        check_dtype("linear", "weights", weights, x.dtype)
     return pick("linear", x.device, linear_reference)(x, weights, state, rows, out=out)

@@ -1,8 +1,9 @@
 """Safetensors checkpoints, read and written a slice at a time, and weights in fewer bits."""
 
+from microturn.kernels.quantized import Quantized, dequantize, quantize
 from microturn.model.checkpoint.errors import CheckpointError
 from microturn.model.checkpoint.fit import FLOATS, Wanted, check_fit
-from microturn.model.checkpoint.quantization import WEIGHT_DTYPES, Quantized, dequantize, quantize
+from microturn.model.checkpoint.quantization import WEIGHT_DTYPES
 from microturn.model.checkpoint.reader import INDEX, SINGLE, Checkpoint
 from microturn.model.checkpoint.shard import TensorInfo
 from microturn.model.checkpoint.source import Held, Source, as_source
