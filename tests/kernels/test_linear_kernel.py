@@ -11,7 +11,7 @@ from torch import Tensor
 from microturn.kernels import configs
 from microturn.kernels.linear.cases import BENCH_CASES, CASES, LinearCase
 from microturn.kernels.linear.launch import linear_kernel
-from microturn.kernels.quantized import Quantized, quantize
+from microturn.kernels.quantized import quantize
 from microturn.kernels.registry import OPS
 from microturn.kernels.testing import (
     MAX_ERROR,
