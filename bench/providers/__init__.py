@@ -1,0 +1,1 @@
+"""Who computes an op in the bench: this package's kernels, the references, and peers."""
