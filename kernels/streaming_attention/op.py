@@ -18,11 +18,26 @@ from microturn.kernels.streaming_attention.reference import (
 OP = "streaming_attention"
 
 
-def _check_inputs(x: AttentionInputs, weights: AttentionWeights) -> None:
-    num_rows, num_heads, head_dim = x.q.shape
-    num_kv_heads = x.k.shape[1]
-    check_shape(OP, "k", x.k, (num_rows, "Hkv", head_dim))
-    check_shape(OP, "v", x.v, (num_rows, num_kv_heads, head_dim))
+def _num_kv_heads(x: AttentionInputs, state: KVState | None) -> int:
+    num_rows, _, head_dim = x.q.shape
+    if x.k is not None and x.v is not None:
+        check_shape(OP, "k", x.k, (num_rows, "Hkv", head_dim))
+        check_shape(OP, "v", x.v, (num_rows, x.k.shape[1], head_dim))
+        return x.k.shape[1]
+    if x.k is not None or x.v is not None:
+        have, lack = ("v", "k") if x.k is None else ("k", "v")
+        raise ValueError(f"{OP}: bring both k and v, or neither; got {have}, no {lack}")
+    if state is None:
+        raise ValueError(
+            f"{OP}: without k and v the arenas hold those of the rows, but there is no state; bring "
+            f"k and v, or the arenas"
+        )
+    check_shape(OP, "state.k", state.k.data, ("S", "positions", "Hkv", head_dim))
+    return state.k.data.shape[2]
+
+
+def _check_inputs(x: AttentionInputs, weights: AttentionWeights, num_kv_heads: int) -> None:
+    num_rows, num_heads, _ = x.q.shape
     if num_heads % num_kv_heads:
         raise ValueError(f"{OP}: {num_heads} query heads do not share {num_kv_heads} kv heads")
     if weights.window < 1:
@@ -46,7 +61,12 @@ def _check_arena(
     whole = arena.page_size if isinstance(arena, Pages) else arena.capacity
     if whole % LEAF:
         raise ValueError(f"{OP}: state.{name} must hold whole leaves of {LEAF} keys, got {whole}")
-    longest = max((line.stop - line.start for line in rows.lines), default=0)
+    if rows.on_host:
+        longest = max((line.stop - line.start for line in rows.lines), default=0)
+    elif rows.max_line_rows is None:
+        return
+    else:
+        longest = rows.max_line_rows
     if window + longest - 1 > arena.capacity:
         raise ValueError(
             f"{OP}: a line brings {longest} rows, but state.{name} keeps {arena.capacity} "
@@ -69,7 +89,8 @@ def streaming_attention(
     tau_i = 1 + log_alpha * ln(max(1, min(i + 1, window) / log_floor)).
 
     x       AttentionInputs: q [T, H, D], k and v [T, Hkv, D], r [T, H, d_rel] or None, any float
-            dtype; i and j above are absolute positions in a row's own stream
+            dtype; i and j above are absolute positions in a row's own stream. k and v None: the
+            arenas already hold those of the rows
     weights AttentionWeights; with rope_theta, q and k are turned here, before k is kept
     state   KVState, arenas as `kv_specs` declares them: k and v of the rows are written at their
             positions, then all visible positions are read. No gradient. None: every line is a whole
@@ -87,10 +108,11 @@ def streaming_attention(
     with more rows than the arenas keep beside the window.
     """
     check_shape(OP, "q", x.q, ("T", "H", "D"))
-    _check_inputs(x, weights)
+    num_kv_heads = _num_kv_heads(x, state)
+    _check_inputs(x, weights, num_kv_heads)
     check_rows(OP, rows, x.q.shape[0])
     if state is not None:
-        heads = tuple(x.k.shape[1:])
+        heads = (num_kv_heads, x.q.shape[2])
         _check_arena("k", state.k, heads, weights.window, rows)
         _check_arena("v", state.v, heads, weights.window, rows)
     reference = pick(OP, x.q.device, streaming_attention_reference)

@@ -27,12 +27,13 @@ class AttentionInputs:
     """What the rows bring, packed.
 
     q [T, H, D], k and v [T, Hkv, D] with H a multiple of Hkv, r [T, H, d_rel] where there is a
-    relative bias.
+    relative bias. k and v both None: the arenas already hold those of the rows (turned, where there
+    is rope), written by the op before; q is turned here all the same.
     """
 
     q: Tensor
-    k: Tensor
-    v: Tensor
+    k: Tensor | None
+    v: Tensor | None
     r: Tensor | None = None
 
 
@@ -347,20 +348,26 @@ def _attend(
     return total[:, :head_dim] / total[:, head_dim:]
 
 
-def _streamed(
-    x: AttentionInputs, weights: AttentionWeights, state: KVState, rows: RowBatch
-) -> Tensor:
-    q, k, v, r = x.q, x.k, x.v, x.r
+def _write(k: Tensor, v: Tensor, weights: AttentionWeights, state: KVState, rows: RowBatch) -> None:
     if weights.rope_theta is not None:
-        q = apply_rope(q, rows.positions, weights.rope_theta)
         k = apply_rope(k, rows.positions, weights.rope_theta)
     run, slots = rows.run_rows, rows.run_slots
     if run.shape[0] != k.shape[0]:
         k, v = k.index_select(0, run), v.index_select(0, run)
     state.k.write(slots, rows.run_positions, k)
     state.v.write(slots, rows.run_positions, v)
+
+
+def _streamed(
+    x: AttentionInputs, weights: AttentionWeights, state: KVState, rows: RowBatch
+) -> Tensor:
+    q, r = x.q, x.r
+    if weights.rope_theta is not None:
+        q = apply_rope(q, rows.positions, weights.rope_theta)
+    if x.k is not None and x.v is not None:
+        _write(x.k, x.v, weights, state, rows)
     num_heads, head_dim = q.shape[1:]
-    num_kv_heads = k.shape[1]
+    num_kv_heads = state.k.data.shape[2]
     y = torch.zeros_like(q, memory_format=torch.contiguous_format)
     flat_q, flat_r = q.reshape(-1, head_dim), None if r is None else r.reshape(-1, r.shape[-1])
     gathered: Leaves | None = None
@@ -374,6 +381,7 @@ def _streamed(
 
 
 def _whole(x: AttentionInputs, weights: AttentionWeights, rows: RowBatch) -> Tensor:
+    assert x.k is not None and x.v is not None
     y = torch.zeros_like(x.q)
     for index in rows.equal_lines:
         r = None if x.r is None else x.r[index]

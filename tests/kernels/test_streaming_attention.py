@@ -301,6 +301,21 @@ def test_rows_of_a_failed_tick_leave_no_trace(name: str) -> None:
     assert_bitwise_equal(got, want[310:])
 
 
+@every_setup
+def test_keys_already_in_the_arenas_give_the_bits_of_keys_brought(name: str) -> None:
+    setup = SETUPS[name]
+    x, state = setup.sequence(190), setup.state()
+    stream(part(x, 0, 140), setup.weights, even_cuts(140, 50), state)
+    rows = RowBatch.build([1], [50], [140])
+    tail = part(x, 140, 190)
+    want = streaming_attention(tail, setup.weights, state, rows)
+    before = [a.data.clone() for a in (state.k, state.v)]
+    got = streaming_attention(replace(tail, k=None, v=None), setup.weights, state, rows)
+    assert_bitwise_equal(got, want)
+    for arena, was in zip((state.k, state.v), before, strict=True):
+        assert torch.equal(arena.data.nan_to_num(7.0), was.nan_to_num(7.0))
+
+
 def test_a_query_with_nan_does_not_touch_its_tile() -> None:
     setup = SETUPS["ring with bias"]
     x = setup.sequence(40)
@@ -498,6 +513,10 @@ def test_bad_input_says_what_is_wanted() -> None:
     with pytest.raises(ValueError, match="4 query heads do not share 3 kv heads"):
         odd = torch.randn(3, 3, 32)
         streaming_attention(replace(x, k=odd, v=odd), w, state, rows)
+    with pytest.raises(ValueError, match="bring both k and v, or neither; got k, no v"):
+        streaming_attention(replace(x, v=None), w, state, rows)
+    with pytest.raises(ValueError, match="but there is no state"):
+        streaming_attention(replace(x, k=None, v=None), w, None, rows)
     with pytest.raises(ValueError, match="rows describes 2 rows, the input has 3"):
         streaming_attention(x, w, state, RowBatch.build([0], [2], [0]))
     with pytest.raises(ValueError, match="keeps 256 positions, room for 57 beside a window of 200"):

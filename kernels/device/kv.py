@@ -1,0 +1,57 @@
+"""Where the keys and values of a stream live: rings and pages (see `microturn.kernels.arena`).
+
+data_ptr  ring [S, capacity, Hkv, D], pages [num_pages, page_size, Hkv, D]: rows of Hkv * D values
+table_ptr [S, capacity // page_size] int32, pages only
+capacity  positions a slot keeps; the first `pinned` of them are never recycled
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from microturn.kernels.arena import Pages, Ring
+
+
+class KVArguments(NamedTuple):
+    """What a kernel takes of an arena. page_size is a constexpr, 0 for a ring; a ring's table is
+    its data, which nothing reads.
+    """
+
+    data: Tensor
+    table: Tensor
+    capacity: int
+    pinned: int
+    page_size: int
+
+
+def kv_arguments(arena: Ring | Pages) -> KVArguments:
+    """Raises ValueError where the rows of the arena do not follow one another in memory."""
+    if not arena.data.is_contiguous():
+        raise ValueError(
+            f"keys and values must be contiguous, got strides {arena.data.stride()} for "
+            f"{list(arena.data.shape)}; give each arena a tensor of its own"
+        )
+    pinned = getattr(arena, "pinned", 0)
+    if isinstance(arena, Pages):
+        return KVArguments(arena.data, arena.page_table, arena.capacity, pinned, arena.page_size)
+    return KVArguments(arena.data, arena.data, arena.capacity, pinned, 0)
+
+
+@triton.jit
+def kv_row(slot, position, table_ptr, capacity, pinned, PAGE_SIZE: tl.constexpr):
+    """int64 index of the row of data that keeps `position` of `slot`; multiply by Hkv * D.
+
+    slot, position: integers or blocks of them. A slot of -1 gives a row that exists, not to be
+    written: mask the store.
+    """
+    real = tl.maximum(slot, 0)
+    kept = tl.where(position < pinned, position, pinned + (position - pinned) % (capacity - pinned))
+    if PAGE_SIZE == 0:
+        return tl.cast(real, tl.int64) * capacity + kept
+    else:
+        page = tl.load(table_ptr + real * (capacity // PAGE_SIZE) + kept // PAGE_SIZE)
+        return tl.cast(page, tl.int64) * PAGE_SIZE + kept % PAGE_SIZE
