@@ -68,14 +68,15 @@ def gate(op: Op) -> Iterator[Row]:
                     continue
                 seen.add(launch.compiled.hash)
                 binary = inspect(launch)
-                problems = tuple(_problems(launch, binary, op.narrow_loads))
+                problems = tuple(problems_of(launch, binary, op.narrow_loads))
                 yield Row(op.name, case.id, dtype, launch.grid, binary, problems)
 
 
 _DOT = re.compile(r"tt\.dot .*-> tensor<(\d+)x(\d+)xf32>")
 
 
-def _problems(launch: Launch, binary: Binary, narrow_loads: dict[str, str]) -> Iterator[str]:
+def problems_of(launch: Launch, binary: Binary, narrow_loads: dict[str, str]) -> Iterator[str]:
+    """What keeps a compiled launch from shipping; narrow_loads as `Op.narrow_loads`."""
     if binary.spilled:
         yield f"spills {binary.spilled} bytes a thread"
     if binary.shared > SHARED_LIMIT:
