@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -47,5 +47,18 @@ class Provider(Protocol):
         (dtypes may differ); it is compared with the reference's. `inputs` is not shared with
         other providers: the call may update its state in place, every time it is called.
         Raises Unavailable(reason).
+        """
+        ...
+
+
+@runtime_checkable
+class DoesLess(Provider, Protocol):
+    """A provider whose library leaves out a part of the op (attention without the relative bias,
+    say). It is compared with `expected` instead, and its rows say what is missing.
+    """
+
+    def expected(self, op: str, case: Case, dtype: str, inputs: OpInputs) -> tuple[Any, str] | None:
+        """(what the call should return, from fp32 arithmetic on the numbers of `inputs`; what is
+        left out, in words). None: for this op the provider does all of it.
         """
         ...
