@@ -157,3 +157,34 @@ def ordered_dots() -> Iterator[None]:
         yield
     finally:
         type(builder).create_dot = plain_dot
+
+
+@contextmanager
+def shuffled_programs(seed: int) -> Iterator[None]:
+    """Inside, the interpreter runs the programs of a launch in a random order.
+
+    It runs them one by one, so a program that reads what another of its launch wrote, or counts on
+    coming last, gives other results than in the usual order: a race, on a GPU.
+    """
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    set_grid_dim, set_grid_idx = type(builder).set_grid_dim, type(builder).set_grid_idx
+    generator = np.random.default_rng(seed)
+    grid: list[int] = []
+    order: list[int] = []
+
+    def shuffle(self: Any, *sizes: int) -> None:
+        grid[:] = sizes
+        order[:] = generator.permutation(int(np.prod(sizes))).tolist()
+        set_grid_dim(self, *sizes)
+
+    def place(self: Any, x: int, y: int, z: int) -> None:
+        index = order[(x * grid[1] + y) * grid[2] + z]
+        set_grid_idx(self, *(int(i) for i in np.unravel_index(index, grid)))
+
+    type(builder).set_grid_dim, type(builder).set_grid_idx = shuffle, place
+    try:
+        yield
+    finally:
+        type(builder).set_grid_dim, type(builder).set_grid_idx = set_grid_dim, set_grid_idx
