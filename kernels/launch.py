@@ -17,11 +17,17 @@ Grid = tuple[int, ...]
 
 
 class Launch(NamedTuple):
-    """One kernel of an op. compiled: Triton's CompiledKernel of a dry launch, else None."""
+    """One kernel of an op.
+
+    compiled: Triton's CompiledKernel of a dry launch, else None; nbytes: of the tensors it was
+    given, the whole of them; barriers: grid barriers it passes
+    """
 
     name: str
     grid: Grid
     compiled: Any
+    nbytes: int = 0
+    barriers: int = 0
 
 
 _recorders: list[list[Launch]] = []
@@ -34,11 +40,14 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def launch(kernel: Any, grid: Grid, *args: Any, pdl: bool = False, **options: Any) -> None:
+def launch(
+    kernel: Any, grid: Grid, *args: Any, pdl: bool = False, barriers: int = 0, **options: Any
+) -> None:
     """kernel[grid](*args, **options); a grid with a zero launches nothing.
 
     pdl      the kernel takes a constexpr PDL, and issues `gdc_wait` where it is true (launches of a
              tick overlap the tail of the one before; the interpreter has no such thing)
+    barriers grid barriers it passes: for the record only
     options  constexprs and num_warps, num_stages, launch_cooperative_grid, ...
 
     On "meta" tensors (a dry launch, see `kernels.compiled`) it is compiled, not run.
@@ -56,7 +65,14 @@ def launch(kernel: Any, grid: Grid, *args: Any, pdl: bool = False, **options: An
     else:
         kernel[grid](*args, **options)
     for recorder in _recorders:
-        recorder.append(Launch(kernel.__name__, grid, compiled))
+        recorder.append(Launch(kernel.__name__, grid, compiled, _nbytes(args), barriers))
+
+
+def _nbytes(args: tuple[Any, ...]) -> int:
+    """Of the distinct tensors among these, those behind descriptors too."""
+    found = (getattr(a, "base", a) for a in args)
+    tensors = {id(t): t for t in found if isinstance(t, Tensor)}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 @contextmanager
@@ -114,4 +130,5 @@ def launch_stages(
             launch(kernel, grid, *args, **options)
         return
     kernel, grid = fused()
-    launch(kernel, grid, *args, launch_cooperative_grid=True, **options)
+    barriers = len(stages) - 1
+    launch(kernel, grid, *args, barriers=barriers, launch_cooperative_grid=True, **options)

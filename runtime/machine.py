@@ -79,7 +79,7 @@ def version(distribution: str) -> str | None:
 
 def git_revision() -> str | None:
     """The checkout's commit, with "-dirty" when tracked files differ; None outside a checkout."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
