@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from microturn.kernels.draw import FP8
+from microturn.kernels.redzones import place, redzones
 from microturn.kernels.registry import Case, Op, OpInputs
 from microturn.kernels.tree import map_tensors, tensors
 
@@ -104,16 +105,21 @@ def compare(
     CPU, on the same numbers, and compares results and arenas. Integers must be equal.
 
     The interpreter's bf16 dot is wrong: there, what would be bf16 is given to the kernel as fp32.
+    There, too, every tensor stands between strips of NaN (`kernels.redzones`).
     """
     inputs = op.make_inputs(case, seed=seed, dtype=DTYPES[dtype])
     expected_inputs = OpInputs(*wide(tuple(inputs)))
-    if str(device) == "cpu" and dtype in ("bf16", "fp8"):
-        actual_inputs = OpInputs(*wide(tuple(inputs)))
-    else:
-        actual_inputs = OpInputs(*to_device(tuple(inputs), device))
     with torch.inference_mode():
         expected = op.reference(*expected_inputs)
-        actual = to_device(op.kernel(*actual_inputs), "cpu")
+        if torch.device(device).type == "cpu":
+            narrow = dtype in ("bf16", "fp8")
+            with redzones() as zones:
+                given = wide(tuple(inputs)) if narrow else tuple(inputs)
+                actual_inputs = OpInputs(*place(zones, given))
+                actual = op.kernel(*actual_inputs)
+        else:
+            actual_inputs = OpInputs(*to_device(tuple(inputs), device))
+            actual = to_device(op.kernel(*actual_inputs), "cpu")
     return Compared(
         _worst(actual, expected),
         _worst(to_device(actual_inputs.state, "cpu"), expected_inputs.state),
