@@ -181,6 +181,10 @@ class RowBatch:
         if ratio == 1:
             return self
         if ratio not in self._finer:
+            if not self.on_host:
+                coarse, up = self.origin
+                self._finer[ratio] = _FinerRows(coarse, up * ratio)
+                return self._finer[ratio]
             steps = torch.arange(ratio, device=self.positions.device)
             finer = RowBatch(
                 self.slot_ids,
@@ -189,9 +193,6 @@ class RowBatch:
                 self.exec_mask,
                 self.line_bound * ratio,
             )
-            if not self.on_host:
-                self._finer[ratio] = finer
-                return finer
             vars(finer).update(  # known already: spares the finer level its read-back
                 lines=tuple(
                     Line(slot, start * ratio, stop * ratio, position * ratio)
@@ -206,3 +207,47 @@ class RowBatch:
     @cached_property
     def _finer(self) -> dict[int, RowBatch]:
         return {}
+
+    @property
+    def origin(self) -> tuple[RowBatch, int]:
+        """The rows this batch was made from by `finer`, and how many rows here stand for each of
+        them: a kernel that multiplies by itself needs no launches for the finer tensors.
+        """
+        return self, 1
+
+
+class _FinerRows(RowBatch):
+    """`ratio` rows for each of `coarse`, on a device: tensors are computed only where asked for."""
+
+    def __init__(self, coarse: RowBatch, ratio: int) -> None:
+        vars(self).update(
+            slot_ids=coarse.slot_ids,
+            exec_mask=coarse.exec_mask,
+            max_line_rows=coarse.line_bound * ratio,
+            _origin=(coarse, ratio),
+        )
+
+    @property
+    def origin(self) -> tuple[RowBatch, int]:
+        origin: tuple[RowBatch, int] = vars(self)["_origin"]
+        return origin
+
+    @cached_property
+    def row_offsets(self) -> Tensor:
+        coarse, ratio = self.origin
+        return coarse.row_offsets * ratio
+
+    @cached_property
+    def positions(self) -> Tensor:
+        coarse, ratio = self.origin
+        steps = torch.arange(ratio, device=coarse.positions.device)
+        return (coarse.positions[:, None] * ratio + steps).reshape(-1)
+
+    @property
+    def num_rows(self) -> int:
+        coarse, ratio = self.origin
+        return coarse.num_rows * ratio
+
+    @property
+    def on_host(self) -> bool:
+        return False
