@@ -1,0 +1,126 @@
+"""Rows of the ops suites.
+
+They add to schema 1: tb_per_s and tflops (of the bytes and flops that a call needs at least, over
+its p50), bar_us, bar_of_floor, bar_tflops, bar_times_peer (what the case must reach on an H200,
+where its bar says so), meets_bar (null where there is no bar, or nothing to compare with), ok (the
+check passed; false: the result was wrong or the call failed, and nothing was timed), repeats,
+copies (of the inputs, used in turn), how ("graph", "eager", "host"), cold ("rotated", "flushed",
+"warm"); times_peer in rows of microturn: the fastest peer's p50 over its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from microturn.bench.ceilings import Ceilings
+from microturn.bench.subjects import Item, nbytes
+from microturn.bench.timing import Times
+from microturn.kernels.registry import Bar, Case
+
+OURS = "microturn"
+NOT_PEERS = (OURS, "reference", "base", "predicted")
+
+Row = dict[str, Any]
+
+
+def costs(case: Case, dtype: str, ceilings: Ceilings) -> Row:
+    """What is known of a case before anything runs."""
+    moved, flops = nbytes(case, dtype), case.flops
+    return {"bytes": moved, "flops": flops, "floor_us": round(ceilings.floor_us(moved, flops), 3)}
+
+
+def bar_of(case: Case, dtypes: Sequence[str], dtype: str) -> Bar | None:
+    """A bar's microseconds hold for an op's first dtype; narrower ones have less to read, so of
+    them only fractions are asked.
+    """
+    bar: Bar | None = getattr(case, "bar", None)
+    if bar is None or dtype == dtypes[0]:
+        return bar
+    return Bar(of_floor=bar.of_floor, times_peer=bar.times_peer)
+
+
+def null(item: Item, provider: str, note: str, ok: bool | None) -> Row:
+    """A row without a time. ok: see above; None where it could not run here."""
+    note = note.strip() or "no reason was given"
+    return {**item._asdict(), "provider": provider, "us_p50": None, "note": note, "ok": ok}
+
+
+def timed(
+    item: Item,
+    provider: str,
+    known: Row,
+    times: Times,
+    error: float,
+    copies: int,
+    bar: Bar | None,
+    note: str,
+) -> Row:
+    """A row with a time, of a provider whose check passed."""
+    us = times.p50
+    row = {
+        **item._asdict(),
+        "provider": provider,
+        "us_p20": times.p20,
+        "us_p50": us,
+        "us_p80": times.p80,
+        **known,
+        **fractions(known, us),
+        "max_rel_err": float(f"{error:.3g}"),
+        "ok": True,
+        "repeats": times.repeats,
+        "copies": copies,
+        "how": times.how,
+        "cold": times.cold,
+        "note": note,
+    }
+    if provider == OURS:
+        row |= against(bar, row)
+    return row
+
+
+def fractions(known: Row, us: float) -> Row:
+    """Of a floor, and per second."""
+    return {
+        "of_floor": round(known["floor_us"] / us, 4) if us else None,
+        "tb_per_s": round(known["bytes"] / us / 1e6, 4) if us else None,
+        "tflops": round(known["flops"] / us / 1e6, 4) if us else None,
+    }
+
+
+def against(bar: Bar | None, row: Row) -> Row:
+    """The bar, and whether the row meets it; the fraction governs where there is one."""
+    if bar is None:
+        return {}
+    named = {
+        "bar_us": bar.us,
+        "bar_of_floor": bar.of_floor,
+        "bar_tflops": bar.tflops,
+        "bar_times_peer": bar.times_peer,
+    }
+    met: bool | None = None
+    if bar.of_floor is not None and row["of_floor"] is not None:
+        met = row["of_floor"] >= bar.of_floor
+    elif bar.tflops is not None and row["tflops"] is not None:
+        met = row["tflops"] >= bar.tflops
+    elif bar.us is not None:
+        met = row["us_p50"] <= bar.us
+    return {**{k: v for k, v in named.items() if v is not None}, "meets_bar": met}
+
+
+def beside_peers(rows: Iterable[Row]) -> list[Row]:
+    """The same rows; those of microturn with times_peer, and their bar's multiple judged."""
+    rows = list(rows)
+    fastest: dict[Item, float] = {}
+    for row in rows:
+        item = Item(row["op"], row["case"], row["dtype"])
+        if row["provider"] not in NOT_PEERS and row["us_p50"]:
+            fastest[item] = min(row["us_p50"], fastest.get(item, float("inf")))
+    for row in rows:
+        peer = fastest.get(Item(row["op"], row["case"], row["dtype"]))
+        if row["provider"] != OURS or not row["us_p50"] or peer is None:
+            continue
+        row["times_peer"] = round(peer / row["us_p50"], 3)
+        if (least := row.get("bar_times_peer")) is not None:
+            row["meets_bar"] = row["meets_bar"] is not False and row["times_peer"] >= least
+    return rows
