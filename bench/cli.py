@@ -11,10 +11,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from microturn.bench import cli_ops
+from microturn.bench.cli_ops import finish
 from microturn.runtime.cli.errors import OneLineErrors, usage_errors
 
 WIDTH = 120
 SUITES = {
+    "ops": "each op beside its peers, checked and timed: run, report, compile, predict",
     "tick": "whole ticks of the runtime: step times, slack, deadline misses",
     "loading": "a random release made on the spot: GB/s, peak memory while it loads",
     "weights": "the error of weights stored as bf16 and fp8, on random layers",
@@ -91,7 +94,7 @@ def tick(
             typer.echo(f"check failed, nothing was timed: {error}", err=True)
             raise typer.Exit(1) from None
     _print_ticks(made)
-    _finish(made, out)
+    finish(made, out)
 
 
 @app.command()
@@ -129,7 +132,7 @@ def loading(
         "over_bytes": "peak less model GB",
     }
     _print_rows(made, columns, lambda k, v: f"{v / 1e9:.2f}" if k.endswith("bytes") else str(v))
-    _finish(made, out)
+    finish(made, out)
 
 
 @app.command()
@@ -149,50 +152,66 @@ def weights(out: Out = None) -> None:
         "max_error": "largest",
     }
     _print_rows(made, columns, lambda k, v: f"{v:.2e}" if k.endswith("error") else str(v))
-    _finish(made, out)
+    finish(made, out)
+
+
+app.command()(cli_ops.run)
 
 
 @app.command("list")
 def list_(
     op: Annotated[str | None, typer.Option(help="Show the cases of one op.")] = None,
 ) -> None:
-    """List the suites, and the ops with their cases, flops and bytes."""
-    from microturn.kernels.registry import OPS, get
+    """List the suites, the providers, and the ops with their cases, flops, bytes and bars."""
+    from microturn.bench import rows, tables
+    from microturn.bench.providers.every import every
+    from microturn.bench.subjects import get, subjects
+    from microturn.bench.subjects import nbytes as bytes_of
 
     with usage_errors(KeyError):
-        shown = OPS if op is None else {op: get(op)}
-    document: dict[str, Any] = {"suites": list(SUITES), "ops": {}}
-    suites = Table("suite", "what it measures", box=None, header_style="bold")
-    for name, what in SUITES.items():
-        suites.add_row(name, what)
-    table = Table("op", box=None, header_style="bold")
-    table.add_column("case", overflow="fold")
-    for title in ("MFLOP", "MB fp32"):
-        table.add_column(title, justify="right")
-    table.add_column("reason")
+        shown = subjects() if op is None else {op: get(op)}
+    document: dict[str, Any] = {
+        "suites": list(SUITES),
+        "providers": [p.name for p in every()],
+        "ops": {},
+        "bench": {},
+    }
+    lines = []
     for name, entry in shown.items():
-        document["ops"][name] = [
-            {"case": c.id, "flops": c.flops, "bytes_fp32": c.bytes(4), "reason": c.reason}
-            for c in entry.cases
-        ]
-        for c in entry.cases:
-            table.add_row(name, c.id, f"{c.flops / 1e6:.3f}", f"{c.bytes(4) / 1e6:.3f}", c.reason)
-    console = Console(width=WIDTH)
+        for key, dtype, cases in (
+            ("bench", entry.dtypes[0], entry.bench_cases),
+            ("ops", "fp32", entry.cases),
+        ):
+            document[key][name] = []
+            for c in cases:
+                nbytes = c.bytes(4) if dtype == "fp32" else bytes_of(c, dtype)
+                bar = rows.against(getattr(c, "bar", None), dict.fromkeys(rows.JUDGED, 0))
+                bar.pop("meets_bar", None)
+                document[key][name].append(
+                    {"case": c.id, "flops": c.flops, f"bytes_{dtype}": nbytes, "reason": c.reason}
+                    | bar
+                )
+                lines.append(
+                    {
+                        "op": name,
+                        "case": c.id,
+                        "dtypes": " ".join(entry.dtypes) if key == "bench" else "small",
+                        "flops": f"{c.flops / 1e6:.4g}",
+                        "bytes": f"{nbytes / 1e6:.4g}",
+                        "bar": tables.bar_text(bar),
+                        "reason": c.reason,
+                    }
+                )
     if op is None:
-        console.print(suites)
-        console.print()
-    console.print(table)
+        tables.show(
+            {"name": "suite", "what": "what it measures"},
+            [{"name": name, "what": what} for name, what in SUITES.items()],
+            left=2,
+        )
+        typer.echo(f"\nproviders: {', '.join(document['providers'])}\n")
+    titles = {"op": "op", "case": "case", "dtypes": "in", "reason": "reason"}
+    tables.show(titles | {"flops": "MFLOP", "bytes": "MB", "bar": "bar"}, lines, left=4)
     typer.echo(json.dumps(document))
-
-
-def _finish(made: dict[str, Any], out: Path | None) -> None:
-    """The document: into its file, and as the last line."""
-    from microturn.bench import schema
-
-    if out is not None:
-        with usage_errors(OSError):
-            schema.write(out, made)
-    typer.echo(schema.dumps(made))
 
 
 def _print_rows(
@@ -239,3 +258,7 @@ def _print_ticks(document: dict[str, Any]) -> None:
 def main() -> None:
     """The console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

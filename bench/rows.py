@@ -21,6 +21,9 @@ from microturn.kernels.registry import Bar, Case
 OURS = "microturn"
 NOT_PEERS = (OURS, "reference", "base", "predicted")
 
+JUDGED = ("us_p50", "of_floor", "tflops")
+"""What bars are about."""
+
 Row = dict[str, Any]
 
 
@@ -98,14 +101,19 @@ def against(bar: Bar | None, row: Row) -> Row:
         "bar_tflops": bar.tflops,
         "bar_times_peer": bar.times_peer,
     }
-    met: bool | None = None
-    if bar.of_floor is not None and row["of_floor"] is not None:
-        met = row["of_floor"] >= bar.of_floor
-    elif bar.tflops is not None and row["tflops"] is not None:
-        met = row["tflops"] >= bar.tflops
-    elif bar.us is not None:
-        met = row["us_p50"] <= bar.us
-    return {**{k: v for k, v in named.items() if v is not None}, "meets_bar": met}
+    given = {key: value for key, value in named.items() if value is not None}
+    return {**given, "meets_bar": judge(row | given)}
+
+
+def judge(row: Row) -> bool | None:
+    """Whether a row meets the bar it carries; None where that cannot be said from it alone."""
+    if row.get("bar_of_floor") is not None and row["of_floor"] is not None:
+        return bool(row["of_floor"] >= row["bar_of_floor"])
+    if row.get("bar_tflops") is not None and row["tflops"] is not None:
+        return bool(row["tflops"] >= row["bar_tflops"])
+    if row.get("bar_us") is not None:
+        return bool(row["us_p50"] <= row["bar_us"])
+    return None
 
 
 def beside_peers(rows: Iterable[Row]) -> list[Row]:

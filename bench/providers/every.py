@@ -21,8 +21,17 @@ def every() -> tuple[Provider, ...]:
     return tuple(p for name in modules for p in import_module(name).PROVIDERS)
 
 
+UNASKED = ("reference",)
+"""Measured only by name: slow, and no rival."""
+
+
+def names(asked: Sequence[str] = ()) -> list[str]:
+    """The names to measure, in the order of `every`. Raises KeyError naming the known ones."""
+    return [p.name for p in pick(asked) if asked or p.name not in UNASKED]
+
+
 def pick(names: Sequence[str]) -> tuple[Provider, ...]:
-    """Those of these names, in the order of `every`. Raises KeyError naming the known ones."""
+    """Those of these names, in the order of `every`; of none, all. Raises KeyError."""
     known = every()
     for name in names:
         if name not in [p.name for p in known]:
