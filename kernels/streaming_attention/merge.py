@@ -10,19 +10,22 @@ NOTHING = torch.finfo(torch.float32).min
 
 
 def merge(maxima: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Partials i of dimension 1, each scaled to the largest maximum, added from left to right.
+    """Partials of dimension 1 folded from left to right: total, m = total * exp(m - n) +
+    part * exp(m_part - n), n with n the larger of both maxima. The kernel's `fold` does the same.
 
     maxima [N, P, ...]    largest logit each partial has seen, NOTHING where none
     sums   [N, P, ..., W] what it has summed under exp(logit - maximum)
     -> ([N, ...], [N, ..., W])
 
-    A partial without keys changes no bits wherever it stands: its factor is 0 (or 1, beside others
-    like it), its sums are 0, and a maximum has no rounding. So the result does not depend on how
-    many such partials a batch happens to carry.
+    A partial without keys changes no bits wherever it stands: its sums are 0, the other's factor is
+    1 (before any key its own is 0, too), and a maximum has no rounding. So the result depends
+    neither on how many such partials a batch happens to carry nor on where a program stops folding
+    and leaves the rest to another.
     """
-    top = maxima.amax(1)
-    scaled = (sums * (maxima - top[:, None]).exp()[..., None]).unbind(1)
-    total = scaled[0]
-    for part in scaled[1:]:
-        total = total + part
-    return top, total
+    top = maxima.cummax(1).values
+    parts = (sums * (maxima - top).exp()[..., None]).unbind(1)
+    kept = (top[:, :-1] - top[:, 1:]).exp()[..., None].unbind(1)
+    total = parts[0]
+    for part, factor in zip(parts[1:], kept, strict=True):
+        total = (total * factor).add_(part)
+    return top[:, -1], total

@@ -29,8 +29,8 @@ def _num_kv_heads(x: AttentionInputs, state: KVState | None) -> int:
         raise ValueError(f"{OP}: bring both k and v, or neither; got {have}, no {lack}")
     if state is None:
         raise ValueError(
-            f"{OP}: without k and v the arenas hold those of the rows, but there is no state; bring "
-            f"k and v, or the arenas"
+            f"{OP}: without k and v the arenas hold those of the rows, but there is no state; "
+            f"bring k and v, or the arenas"
         )
     check_shape(OP, "state.k", state.k.data, ("S", "positions", "Hkv", head_dim))
     return state.k.data.shape[2]
