@@ -69,7 +69,7 @@ $(VENV)/.base: pyproject.toml
 	@touch $@
 
 # moshi goes without its dependencies: its torch pin is stale, and oracles lists what it needs.
-$(VENV)/.dev: EXTRAS := [dev,oracles]
+$(VENV)/.dev: EXTRAS := [dev,oracles,interactivity]
 $(VENV)/.dev: pyproject.toml
 	$(install)
 	@$(call pip_install,--no-deps 'moshi==0.2.13')
