@@ -7,7 +7,7 @@ the same.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -105,8 +105,10 @@ def check_carry(
         counts = [int(x.shape[0])]
     else:
         check_rows(op, rows, int(x.shape[0]))
-        length = rows.line_length
-        counts = [length] if length else [line.stop - line.start for line in rows.lines]
+        counts = []
+        if rows.on_host:
+            length = rows.line_length
+            counts = [length] if length else [line.stop - line.start for line in rows.lines]
     for count in counts:
         if count % multiple:
             raise ValueError(f"{op}: a line must bring a multiple of {multiple} rows, got {count}")
@@ -117,3 +119,49 @@ def check_carry(
     got = tuple(state.data.shape[2:])
     if got != tail:
         raise ValueError(f"{op}: state must hold {list(tail)} a slot, got {list(got)}")
+
+
+class LineArguments(NamedTuple):
+    """What the kernels of ops with a tail are told about lines, in their order.
+
+    tensors   state, parity, row_offsets, slot_ids, exec_mask as bytes, positions
+    strides   of state, between its copies and between its slots
+    constants UP: rows here for each row of the caller (`RowBatch.origin`); SEARCH: see
+              `device.lines`; HAS_STATE
+    """
+
+    tensors: tuple[Tensor, ...]
+    strides: tuple[int, int]
+    constants: dict[str, Any]
+    num_lines: int
+
+
+def line_arguments(x: Tensor, state: Twice | None, rows: RowBatch | None) -> LineArguments:
+    """For a kernel over x [T, C] at the rate of `rows`; without rows x is one line."""
+    if rows is None:
+        rows = RowBatch.build([0], [int(x.shape[0])], [0], device=x.device)
+    origin, up = rows.origin
+    lines = origin.num_lines
+    return LineArguments(
+        (
+            x if state is None else state.data,
+            origin.positions if state is None else state.parity,
+            origin.row_offsets,
+            origin.slot_ids,
+            origin.exec_mask.view(torch.uint8),
+            origin.positions,
+        ),
+        (0, 0) if state is None else (state.data.stride(0), state.data.stride(1)),
+        {"UP": up, "SEARCH": lines.bit_length(), "HAS_STATE": state is not None},
+        lines,
+    )
+
+
+def check_tail_dtype(op: str, x: Tensor, state: Twice | None) -> None:
+    """Raises TypeError when kept inputs are of another dtype than those that come: a kernel reads
+    both through one pointer.
+    """
+    if state is not None and state.data.dtype != x.dtype:
+        raise TypeError(
+            f"{op}: state must be {x.dtype} as x is, got {state.data.dtype}; allocate the arena so"
+        )

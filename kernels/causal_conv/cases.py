@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
 
     from microturn.kernels.arena import Twice
+    from microturn.kernels.draw import Draw
     from microturn.kernels.rows import RowBatch
 
 
@@ -28,6 +29,7 @@ class ConvCase:
     replicate: bool = False
     elu: bool = True
     bias: bool = True
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -37,7 +39,7 @@ class ConvCase:
     def flops(self) -> int:
         return 2 * self.S * self.L // self.stride * self.N * self.C * self.K
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         rows = self.S * (self.L * self.C + self.L // self.stride * self.N)
         tails = 2 * self.S * (self.K - self.stride) * self.C
         return (rows + tails + self.N * (self.C * self.K + self.bias)) * itemsize
@@ -54,6 +56,32 @@ CASES = (
 )
 
 
+SESSIONS = (1, 16, 64)
+"""Of the bench cases, one 80 ms frame each."""
+
+
+def _mimi(
+    L: int, C: int, N: int, K: int, reason: str, stride: int = 1, elu: bool = True
+) -> tuple[ConvCase, ...]:
+    return tuple(ConvCase(S, L, C, N, K, stride, reason, elu=elu) for S in SESSIONS)
+
+
+BENCH_CASES = (
+    *_mimi(2, 512, 1024, 7, "first convolution of Mimi's decoder", elu=False),
+    *_mimi(1920, 64, 1, 3, "last convolution of Mimi's decoder"),
+    *_mimi(1920, 1, 64, 7, "first convolution of Mimi's encoder", elu=False),
+    *_mimi(1920, 64, 128, 8, "Mimi's encoder, down by 4", 4),
+    *_mimi(480, 128, 256, 10, "Mimi's encoder, down by 5", 5),
+    *_mimi(96, 256, 512, 12, "Mimi's encoder, down by 6", 6),
+    *_mimi(16, 512, 1024, 16, "Mimi's encoder, down by 8", 8),
+    *_mimi(2, 1024, 512, 3, "last convolution of Mimi's encoder"),
+    *(
+        ConvCase(S, 2, 512, 512, 4, 2, "Mimi's downsampler", replicate=True, elu=False, bias=False)
+        for S in SESSIONS
+    ),
+)
+
+
 def make_inputs(
     case: ConvCase,
     *,
@@ -64,33 +92,28 @@ def make_inputs(
     """Lines in mid-stream (the first one at its start) over random tails; dtype fp32 unless
     given.
     """
-    import torch
-
     from microturn.kernels.causal_conv.reference import ConvWeights
+    from microturn.kernels.draw import Draw
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.S * case.L, case.C, generator=g)
-    weight = torch.randn(case.N, case.K, case.C, generator=g) / (case.C * case.K) ** 0.5
-    bias = torch.randn(case.N, generator=g).to(device, dtype) if case.bias else None
+    draw = Draw(seed, dtype, device)
+    x = draw.normal(case.S * case.L, case.C)
     weights = ConvWeights(
-        weight.to(device, dtype),
-        bias,
+        draw.normal(case.N, case.K, case.C, scale=(case.C * case.K) ** -0.5),
+        draw.normal(case.N) if case.bias else None,
         case.stride,
         "replicate" if case.replicate else "zero",
         case.elu,
     )
-    state, rows = mid_stream(case.S, case.L, weights.tail_shape, g, dtype, device)
-    return OpInputs(x.to(device, dtype), weights, state if weights.history else None, rows)
+    state, rows = mid_stream(draw, case.S, case.L, weights.tail_shape)
+    return OpInputs(x, weights, state if weights.history else None, rows)
 
 
 def mid_stream(
+    draw: Draw,
     num_lines: int,
     length: int,
     tail: tuple[int, int],
-    g: torch.Generator,
-    dtype: torch.dtype,
-    device: torch.device | str,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Twice, RowBatch]:
     """Random tails in two slots more than there are lines, parities mixed; lines of `length` rows,
     the first at position 0.
@@ -101,9 +124,9 @@ def mid_stream(
     from microturn.kernels.rows import RowBatch
 
     slots = num_lines + 2
-    data = torch.randn(2, slots, *tail, generator=g).to(device, dtype)
-    parity = (torch.arange(slots) % 2).to(device)
+    data = draw.normal(2, slots, *tail, dtype=dtype)
+    parity = torch.arange(slots, device=draw.device) % 2
     starts = [i * 2 * length for i in range(num_lines)]
     order = [slots - 1 - i for i in range(num_lines)]
-    rows = RowBatch.build(order, [length] * num_lines, starts, device=device)
+    rows = RowBatch.build(order, [length] * num_lines, starts, device=draw.device)
     return Twice(data, parity), rows

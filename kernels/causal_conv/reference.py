@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -40,6 +40,11 @@ class ConvWeights:
     def tail_shape(self) -> tuple[int, int]:
         """Of the `Twice` arena, a slot."""
         return self.history, int(self.weight.shape[2])
+
+    @property
+    def without_elu(self) -> ConvWeights:
+        """For an input that has had it."""
+        return replace(self, elu=False)
 
 
 def elu(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ class ConvTransposeCase:
     stride: int
     reason: str
     depthwise: bool = False
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -39,10 +40,10 @@ class ConvTransposeCase:
     def flops(self) -> int:
         return 2 * self.S * self.L * self._weights
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         rows = self.S * self.L * (self.C + self.stride * self.N)
-        tails = 2 * self.S * (self.K - self.stride) * self.N
-        return (rows + tails + self._weights + self.N * (not self.depthwise)) * itemsize
+        tails = 2 * self.S * (self.K - self.stride) * self.N * 4
+        return (rows + self._weights + self.N * (not self.depthwise)) * itemsize + tails
 
 
 CASES = (
@@ -54,6 +55,19 @@ CASES = (
     ConvTransposeCase(2, 4, 16, 8, 3, 3, "nothing carried: kernel as long as the stride"),
 )
 
+_MIMI = (
+    (1, 512, 512, 2, "upsampler of Mimi"),
+    (2, 1024, 512, 8, "Mimi's decoder, up by 8"),
+    (16, 512, 256, 6, "Mimi's decoder, up by 6"),
+    (96, 256, 128, 5, "Mimi's decoder, up by 5"),
+    (480, 128, 64, 4, "Mimi's decoder, up by 4"),
+)
+BENCH_CASES = tuple(
+    ConvTransposeCase(S, L, C, N, 2 * stride, stride, reason, C == N)
+    for L, C, N, stride, reason in _MIMI
+    for S in (1, 16, 64)
+)
+
 
 def make_inputs(
     case: ConvTransposeCase,
@@ -62,23 +76,24 @@ def make_inputs(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> OpInputs:
-    """Lines in mid-stream (the first one at its start) over random tails; dtype fp32 unless
+    """Lines in mid-stream (the first one at its start) over random tails in fp32; dtype fp32 unless
     given. Depthwise shapes have neither bias nor ELU, as in the codec.
     """
     import torch
 
     from microturn.kernels.causal_conv.cases import mid_stream
     from microturn.kernels.conv_transpose.reference import ConvTransposeWeights
+    from microturn.kernels.draw import Draw
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.S * case.L, case.C, generator=g)
+    draw = Draw(seed, dtype, device)
+    x = draw.normal(case.S * case.L, case.C)
     shape = (case.K, case.C) if case.depthwise else (case.K, case.N, case.C)
     fan_in = case.K // case.stride * (1 if case.depthwise else case.C)
-    weight = torch.randn(*shape, generator=g) / fan_in**0.5
-    bias = None if case.depthwise else torch.randn(case.N, generator=g).to(device, dtype)
     weights = ConvTransposeWeights(
-        weight.to(device, dtype), bias, case.stride, elu=not case.depthwise
+        draw.normal(*shape, scale=fan_in**-0.5),
+        None if case.depthwise else draw.normal(case.N),
+        case.stride,
+        elu=not case.depthwise,
     )
-    state, rows = mid_stream(case.S, case.L, weights.tail_shape, g, dtype, device)
-    return OpInputs(x.to(device, dtype), weights, state if weights.overlap > 1 else None, rows)
+    state, rows = mid_stream(draw, case.S, case.L, weights.tail_shape, torch.float32)
+    return OpInputs(x, weights, state if weights.overlap > 1 else None, rows)

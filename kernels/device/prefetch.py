@@ -17,3 +17,13 @@ def prefetch_l2(pointers):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def prefetch_flat(start, COUNT: tl.constexpr, program, programs):
+    """COUNT elements from `start` on into L2, by lines of 128 bytes, each program its share."""
+    LINE: tl.constexpr = 1024 // start.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = (COUNT + LINE - 1) // LINE
+    for first in tl.range(program * 128, LINES, programs * 128):
+        line = tl.minimum(first + tl.arange(0, 128), LINES - 1)
+        prefetch_l2(start + line * LINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class ResidualUnitCase:
     H: int
     K: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -34,7 +35,7 @@ class ResidualUnitCase:
     def flops(self) -> int:
         return 2 * self.S * self.L * self._weights
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         rows = 2 * self.S * (self.L + self.K - 1) * self.C
         return (rows + self._weights + self.H + self.C) * itemsize
 
@@ -45,6 +46,12 @@ CASES = (
     ResidualUnitCase(2, 24, 128, 128, 3, "first level, two sessions"),
     ResidualUnitCase(1, 40, 64, 32, 3, "compressed inside, as in the released codec"),
     ResidualUnitCase(5, 3, 9, 7, 5, "prime rows, odd widths, fewer rows than history"),
+)
+
+BENCH_CASES = tuple(
+    ResidualUnitCase(S, L, C, C // 2, 3, f"Mimi, {C} channels")
+    for L, C in ((16, 512), (96, 256), (480, 128), (1920, 64))
+    for S in (1, 16, 64)
 )
 
 
@@ -58,21 +65,18 @@ def make_inputs(
     """Lines in mid-stream (the first one at its start) over random tails; dtype fp32 unless
     given.
     """
-    import torch
-
     from microturn.kernels.causal_conv.cases import mid_stream
     from microturn.kernels.causal_conv.reference import ConvWeights
+    from microturn.kernels.draw import Draw
     from microturn.kernels.residual_unit.reference import ResidualUnitWeights
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
+    draw = Draw(seed, dtype, device)
 
     def conv(width: int, channels: int, kernel: int) -> ConvWeights:
-        weight = torch.randn(width, kernel, channels, generator=g) / (channels * kernel) ** 0.5
-        bias = torch.randn(width, generator=g)
-        return ConvWeights(weight.to(device, dtype), bias.to(device, dtype), elu=True)
+        weight = draw.normal(width, kernel, channels, scale=(channels * kernel) ** -0.5)
+        return ConvWeights(weight, draw.normal(width), elu=True)
 
-    x = torch.randn(case.S * case.L, case.C, generator=g)
+    x = draw.normal(case.S * case.L, case.C)
     weights = ResidualUnitWeights(conv(case.H, case.C, case.K), conv(case.C, case.H, 1))
-    state, rows = mid_stream(case.S, case.L, weights.tail_shape, g, dtype, device)
-    return OpInputs(x.to(device, dtype), weights, state, rows)
+    state, rows = mid_stream(draw, case.S, case.L, weights.tail_shape)
+    return OpInputs(x, weights, state, rows)

@@ -1,0 +1,73 @@
+"""Windows of rows as the operand of a matrix product, their first rows kept from the last call."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from microturn.kernels.device.numbers import elu
+
+
+@triton.jit
+def along(values, AXIS: tl.constexpr):
+    """[R] as a column (AXIS 0) or as a row (AXIS 1) of a tile."""
+    return tl.expand_dims(values, 1 - AXIS)
+
+
+@triton.jit
+def window_block(
+    x_ptr,
+    stride_x,
+    kept,
+    line_row,
+    begin,
+    opens,
+    inside,
+    step,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    HISTORY: tl.constexpr,
+    ELU: tl.constexpr,
+    REPLICATE: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Block `step` of the windows [TAPS * C] of a tile of rows, ELU applied in fp32, as DTYPE.
+
+    ROWS is the axis of the tile along which rows run; the vectors below already lie along it.
+
+    kept     pointers to [HISTORY, C], what the last call left, after ELU (HAS_STATE)
+    line_row row of x where the row's line begins
+    begin    of the window, in rows of its line; the HISTORY rows before its first are negative
+    opens    the line opens its stream: before it are zeros, or copies of its first row (REPLICATE)
+    inside   False: the row may be read from nowhere and gives zeros
+    """
+    k = along(tl.arange(0, BLOCK_K), 1 - ROWS)
+    if C % BLOCK_K == 0:
+        tap = step // (C // BLOCK_K)
+        channel = step % (C // BLOCK_K) * BLOCK_K + k
+        row = begin + tap
+        keep = inside
+    else:
+        at = step * BLOCK_K + k
+        tap = at // C
+        channel = at % C
+        row = begin + tap
+        keep = inside & (at < TAPS * C)
+    from_x = x_ptr + (line_row + tl.maximum(row, 0)).to(tl.int64) * stride_x
+    if HISTORY > 0:
+        before = row < 0
+        if not REPLICATE:
+            keep = keep & ~(before & opens)
+        if HAS_STATE:
+            old = before & ~opens
+            from_x = tl.where(old, kept + (row + HISTORY) * C, from_x)
+    value = tl.load(from_x + channel, mask=keep, other=0.0)
+    if not ELU:
+        return value.to(DTYPE)
+    wide = elu(value.to(tl.float32))
+    if HISTORY > 0 and HAS_STATE:
+        wide = tl.where(old, value.to(tl.float32), wide)
+    return wide.to(DTYPE)
