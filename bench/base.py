@@ -105,6 +105,7 @@ def _middle(found: Sequence[Row]) -> Row:
         row[key] = round(median(r[key] for r in found), 3)
     row["repeats"] = sum(r["repeats"] for r in found)
     row |= rows.fractions(row, row["us_p50"])
+    row.pop("meets_bar_net", None)
     if "meets_bar" in row:
         row["meets_bar"] = rows.judge(row)
     return row

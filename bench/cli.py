@@ -156,6 +156,9 @@ def weights(out: Out = None) -> None:
 
 
 app.command()(cli_ops.run)
+app.command()(cli_ops.report)
+app.command("compile")(cli_ops.compile_)
+app.command()(cli_ops.predict)
 
 
 @app.command("list")

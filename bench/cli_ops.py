@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,3 +131,76 @@ def _need(found: Sequence[Row], items: Sequence[Any], wanted: Sequence[str]) -> 
 
 def _us(row: Row) -> str:
     return "-" if row["us_p50"] is None else f"{row['us_p50']:.4g} us"
+
+
+def compile_(
+    op: Ops = None, case: Cases = None, dtype: Dtypes = None, json: Quiet = False, out: Out = None
+) -> None:
+    """Compile what every bench case launches for sm_90, on any machine, and show what the binaries
+    need. Exit code 1 where one has problems.
+    """
+    from microturn.bench import compiled, tables
+    from microturn.bench.subjects import select
+
+    with usage_errors(ValueError, KeyError):
+        items = select(op or (), case or (), dtype or ())
+    _compiles()
+    found = [compiled.row(item) for item in _told(items)]
+    made = compiled.document(found)
+    if not json:
+        tables.show(compiled.COLUMNS, compiled.lines(found), left=3)
+    finish(made, out)
+    if any(row["ok"] is False for row in found):
+        raise typer.Exit(1)
+
+
+def predict(
+    op: Ops = None, case: Cases = None, dtype: Dtypes = None, json: Quiet = False, out: Out = None
+) -> None:
+    """Compile every bench case for sm_90 and predict its time on an H200; nothing is measured."""
+    from microturn.bench import predict as model
+    from microturn.bench import tables
+    from microturn.bench.subjects import get, select
+
+    with usage_errors(ValueError, KeyError):
+        items = select(op or (), case or (), dtype or ())
+    _compiles()
+    found = [model.row(get(item.op), item) for item in _told(items)]
+    made = model.document(found)
+    if not json:
+        typer.echo(f"{made['meta']['device']}: a model, nothing here was measured")
+        tables.show(model.COLUMNS, [model.line(row) for row in found])
+    finish(made, out)
+
+
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Documents; else all of bench/results.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the charts; else beside each document.")
+    ] = None,
+) -> None:
+    """Draw charts of ops documents: how near each case comes to its floor, and how many times
+    faster than each peer it is.
+    """
+    from microturn.bench import report as charts
+
+    with usage_errors(ValueError, OSError):
+        drawn = charts.draw(results or charts.committed(), out)
+    for path in drawn:
+        typer.echo(str(path))
+
+
+def _told(items: Sequence[Any]) -> Iterator[Any]:
+    """The items, each named on stderr as its turn comes."""
+    for item in items:
+        print(f"  {' '.join(item)}", file=sys.stderr, flush=True)
+        yield item
+
+
+def _compiles() -> None:
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        raise UsageError("unset TRITON_INTERPRET: interpreted kernels have no binary")

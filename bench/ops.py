@@ -33,6 +33,7 @@ class DeviceLost(Exception):
 class Bench:
     """One way to measure.
 
+    overhead  of the timer, measured once
     find      what measures come from: `subjects.get`
     announce  told each provider's name before it starts, so that a process that dies is no riddle
     """
@@ -40,6 +41,7 @@ class Bench:
     timer: Timer
     ceilings: Ceilings
     seed: int = 0
+    overhead: dict[str, float] = field(default_factory=dict)
     find: Callable[[str], Subject] = get
     announce: Callable[[str], None] = field(default=lambda provider: None)
 

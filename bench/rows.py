@@ -5,7 +5,9 @@ its p50), bar_us, bar_of_floor, bar_tflops, bar_times_peer (what the case must r
 where its bar says so), meets_bar (null where there is no bar, or nothing to compare with), ok (the
 check passed; false: the result was wrong or the call failed, and nothing was timed), repeats,
 copies (of the inputs, used in turn), how ("graph", "eager", "host"), cold ("rotated", "flushed",
-"warm"); times_peer in rows of microturn: the fastest peer's p50 over its own.
+"warm"), us_net (on a GPU: p50 less what two events cost with nothing between them) and, where a bar
+is met by that alone, meets_bar_net; times_peer in rows of microturn: the fastest peer's p50 over
+its own.
 """
 
 from __future__ import annotations
@@ -103,6 +105,17 @@ def against(bar: Bar | None, row: Row) -> Row:
     }
     given = {key: value for key, value in named.items() if value is not None}
     return {**given, "meets_bar": judge(row | given)}
+
+
+def net(row: Row, events_us: float | None) -> Row:
+    """The same time without the events around it, and what that does to the bar."""
+    if events_us is None:
+        return {}
+    us = round(max(0.001, row["us_p50"] - events_us), 3)
+    found: Row = {"us_net": us}
+    if row.get("meets_bar") is False and judge(row | fractions(row, us) | {"us_p50": us}):
+        found["meets_bar_net"] = True
+    return found
 
 
 def judge(row: Row) -> bool | None:

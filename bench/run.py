@@ -41,7 +41,7 @@ class Here:
 
     @property
     def overhead(self) -> dict[str, float]:
-        return self.bench.timer.overhead()
+        return self.bench.overhead
 
     def measure(self, item: Item, providers: Sequence[str]) -> Iterator[Row]:
         return self.bench.measure(item, pick(providers))
@@ -59,7 +59,7 @@ def measurer(device: str, *, seconds: float | None = None, seed: int = 0) -> Ite
     from microturn.bench.timing import timer
 
     clock = timer(torch.device("cpu"), seconds)
-    yield Here(Bench(clock, measure(clock), seed))
+    yield Here(Bench(clock, measure(clock), seed, clock.overhead()))
 
 
 def run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WIDTH = 140
+WIDTH = 190
 
 
 def show(title: Mapping[str, str], lines: Sequence[Mapping[str, str]], *, left: int = 1) -> None:
@@ -77,8 +77,8 @@ def op_line(row: Mapping[str, Any]) -> dict[str, str]:
         return line | {"us": "-"}
     return line | {
         "us": f"{number(row['us_p50'])} [{number(row['us_p20'])}-{number(row['us_p80'])}]",
-        "tb_per_s": _or_dash(row.get("tb_per_s"), "{:.3f}"),
-        "tflops": _or_dash(row.get("tflops"), "{:.1f}"),
+        "tb_per_s": _or_dash(row.get("tb_per_s"), "{:.3g}"),
+        "tflops": _or_dash(row.get("tflops"), "{:.3g}"),
         "of_floor": "-" if row.get("of_floor") is None else f"{100 * row['of_floor']:.1f}",
         "times_peer": _or_dash(row.get("times_peer"), "{:.2f}"),
         "base": _or_dash(row.get("speedup"), "{:.3f}"),
@@ -106,6 +106,8 @@ def verdict(row: Mapping[str, Any]) -> str:
         return "FAILED"
     if row["us_p50"] is None:
         return "n/a"
+    if row.get("meets_bar_net"):
+        return "yes, net"
     return {True: "yes", False: "below bar", None: ""}[row.get("meets_bar")]
 
 
