@@ -56,11 +56,11 @@ class Draw:
         """A matrix [..., N, K] that an op streams: 8 bits where the draw is FP8."""
         if not self.fp8:
             return self.normal(*shape, scale=scale)
-        if self.meta:
+        if self.meta or 0 in shape:
             scales = (*shape[:-1], -(-shape[-1] // BLOCK))
             return Quantized(
-                torch.empty(shape, dtype=FP8, device="meta"),
-                torch.empty(scales, dtype=torch.float8_e8m0fnu, device="meta"),
+                torch.empty(shape, dtype=FP8, device=self.device),
+                torch.empty(scales, dtype=torch.float8_e8m0fnu, device=self.device),
             )
         flat = [quantize(self.normal(*shape[-2:], scale=scale)) for _ in range(_count(shape[:-2]))]
         values = torch.stack([q.values for q in flat]).view(shape)
