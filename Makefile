@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel-test oracle-long clean distclean
+.PHONY: help demo test lint wheel-test bench gpu oracle-long clean distclean
 
 # Interpreters to try, in order; the first of at least 3.11 that can make environments is taken.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -19,6 +19,11 @@ PYTEST_ARGS ?=
 # Size and seed of make oracle-long: so many random models, and half as many codecs.
 COUNT ?= 1000
 SEED ?= 0
+# Parts of make gpu, and where its results go.
+PARTS ?= warm check bench peers
+OUT ?= out
+# More arguments for the bench of make gpu: make gpu BENCH_ARGS="--op linear"
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,9 +65,11 @@ help:
 	@echo "make test        the whole test suite"
 	@echo "make lint        ruff and mypy"
 	@echo "make wheel-test  build the wheel and run the fast tests against it"
+	@echo "make bench       the bench's cases under pytest-benchmark; small ones on a CPU"
+	@echo "make gpu         on a GPU, nothing installed: tests of kernels, then every case and peer"
 	@echo "make oracle-long random models and codecs against transformers and moshi, COUNT and SEED"
 	@echo "make clean       remove what was built (distclean: the environment too)"
-	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS, COUNT, SEED (see the top of this file)"
+	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS, COUNT, SEED, PARTS, OUT (see the top of this file)"
 
 $(VENV)/.base: pyproject.toml
 	$(install)
@@ -105,6 +112,15 @@ wheel-test: $(VENV)/.dev
 	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" $(WHEEL_PYTHON) -P -m pytest -q -p no:cacheprovider \
 	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m "not oracle and not slow" \
 	  $(CURDIR)/tests $(PYTEST_ARGS)
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -P -m pytest -q tests/bench/benchmarks.py $(PYTEST_ARGS)
+
+# From the source tree, by an interpreter that has torch and Triton: .venv where there is one.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+gpu:
+	@PYTHONPATH=tests/_typecheck $(GPU_PYTHON) -P -m microturn.bench.gpu \
+	  --out "$(OUT)" --parts "$(PARTS)" $(BENCH_ARGS)
 
 oracle-long: $(VENV)/.dev
 	@PYTHONPATH=tests/support nice -n 19 $(BIN)/python -P -m oracles.long \
