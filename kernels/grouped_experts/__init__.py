@@ -1,6 +1,6 @@
 """The mixture of experts: rows through the experts they were routed to, and combined."""
 
-from microturn.kernels.grouped_experts.layout import ExpertLayout
+from microturn.kernels.grouped_experts.layout import ExpertLayout, regime
 from microturn.kernels.grouped_experts.op import (
     ExpertInputs,
     ExpertWeights,
@@ -8,4 +8,4 @@ from microturn.kernels.grouped_experts.op import (
     swiglu,
 )
 
-__all__ = ["ExpertInputs", "ExpertLayout", "ExpertWeights", "grouped_experts", "swiglu"]
+__all__ = ["ExpertInputs", "ExpertLayout", "ExpertWeights", "grouped_experts", "regime", "swiglu"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+    from microturn.kernels.draw import Draw
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class GroupedExpertsCase:
     A: int
     Sh: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -32,14 +36,18 @@ class GroupedExpertsCase:
         return 6 * self.T * (self.A + self.Sh) * self.H * self.I
 
     @property
-    def experts_hit(self) -> float:
-        """Distinct routed experts expected under uniform routing."""
-        return self.E * (1 - (1 - self.A / self.E) ** self.T)
+    def experts_hit(self) -> int:
+        """Distinct routed experts expected under uniform routing, rounded; so many are drawn."""
+        if self.A == 0 or self.T == 0:
+            return 0
+        return max(self.A, round(self.E * (1 - (1 - self.A / self.E) ** self.T)))
 
-    def bytes(self, itemsize: int) -> int:
-        experts = self.experts_hit + (self.Sh if self.T else 0)
-        values = experts * 3 * self.H * self.I + 2 * self.T * self.H
-        return round(values) * itemsize + self.T * (8 * self.A + 4 * self.Sh)
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
+        width = streamed or itemsize
+        weights = (self.experts_hit + (self.Sh if self.T else 0)) * 3 * self.H * self.I
+        scales = weights // 128 if width == 1 else 0
+        rows = 2 * self.T * self.H * itemsize + self.T * (8 * self.A + 4 * self.Sh)
+        return weights * width + scales + rows
 
 
 CASES = (
@@ -50,6 +58,43 @@ CASES = (
     GroupedExpertsCase(61, 64, 32, 3, 2, 2, "many rows an expert: several tiles each"),
     GroupedExpertsCase(17, 64, 16, 64, 6, 2, "most experts idle"),
     GroupedExpertsCase(5, 64, 32, 4, 1, 0, "no shared experts"),
+    GroupedExpertsCase(17, 48, 80, 0, 0, 3, "no routed experts: a dense MLP in three blocks"),
+    GroupedExpertsCase(257, 48, 32, 3, 2, 1, "one row more than a decode step"),
+    GroupedExpertsCase(259, 48, 32, 0, 0, 2, "a dense MLP over a prefill step"),
+)
+
+DTYPES = ("bf16", "fp8")
+NARROW_LOADS = {
+    "list_pairs": "reads a few kilobytes of ids",
+    "count_pairs": "reads ids, four bytes each",
+    "place_spans": "reads ids, four bytes each",
+}
+_SMALL = "interaction-small, half its released expert width"
+BENCH_CASES = (
+    *(
+        GroupedExpertsCase(T, 4096, 1024, 256, 6, 2, _SMALL, Bar(us=us, of_floor=of_floor))
+        for T, us, of_floor in (
+            (1, 60, 0.78),
+            (4, 170, 0.86),
+            (8, 300, 0.90),
+            (32, 880, 0.92),
+            (256, 1620, 0.93),
+        )
+    ),
+    *(
+        GroupedExpertsCase(T, 4096, 256, 256, 6, 2, "a shard of eight", Bar(us=us))
+        for T, us in ((3, 38), (64, 335), (192, 420))
+    ),
+    GroupedExpertsCase(8, 4096, 2048, 256, 6, 2, "interaction-small as released"),
+    GroupedExpertsCase(8, 4096, 2048, 0, 0, 8, "its dense layers, in blocks of 2048"),
+    GroupedExpertsCase(8, 1536, 384, 64, 6, 2, "interaction-mini"),
+    GroupedExpertsCase(
+        32768, 2048, 768, 128, 8, 0, "the shape peers publish for prefill", Bar(tflops=560)
+    ),
+    GroupedExpertsCase(
+        2731, 4096, 1024, 256, 6, 2, "64 rows an expert: weights still bind", Bar(of_floor=0.85)
+    ),
+    GroupedExpertsCase(2048, 4096, 2048, 0, 0, 8, "prefill of a dense layer"),
 )
 
 
@@ -60,29 +105,38 @@ def make_inputs(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> OpInputs:
-    """Uniform routing without repetition in a row, weights that sum to 8; dtype fp32 unless
-    given.
-    """
+    """`experts_hit` experts are hit, none twice by a row; weights sum to 8; fp32 unless given."""
     import torch
 
+    from microturn.kernels.draw import Draw
     from microturn.kernels.grouped_experts.reference import ExpertInputs, ExpertWeights
     from microturn.kernels.router import Routing
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return (scale * torch.randn(*shape, generator=g)).to(device, dtype)
-
+    draw = Draw(seed, dtype, device)
     e, a, sh, h, i = case.E, case.A, case.Sh, case.H, case.I
-    ids = torch.rand(case.T, e, generator=g).argsort(dim=1)[:, :a].int()
-    share = 8 * torch.rand(case.T, a + sh, generator=g).softmax(dim=1)
-    x = normal(case.T, h)
+    ids = _draw_ids(case, draw)
+    share = 8 * torch.softmax(draw.normal(case.T, a + sh, dtype=torch.float32), dim=1)
+    x = draw.normal(case.T, h)
     weights = ExpertWeights(
-        normal(e, 2 * i, h, scale=h**-0.5),
-        normal(e, h, i, scale=i**-0.5),
-        normal(sh, 2 * i, h, scale=h**-0.5),
-        normal(sh, h, i, scale=i**-0.5),
+        draw.weight(e, 2 * i, h, scale=h**-0.5),
+        draw.weight(e, h, i, scale=i**-0.5),
+        draw.weight(sh, 2 * i, h, scale=h**-0.5),
+        draw.weight(sh, h, i, scale=i**-0.5),
     )
-    routing = Routing(ids.to(device), share[:, :a].to(device), share[:, a:].to(device))
+    routing = Routing(ids, share[:, :a].contiguous(), share[:, a:].contiguous())
     return OpInputs(ExpertInputs(x, routing), weights, None, None)
+
+
+def _draw_ids(case: GroupedExpertsCase, draw: Draw) -> Tensor:
+    """[T, A] int32: `experts_hit` of E, every one of them at least once, none twice in a row."""
+    import torch
+
+    t, a, hit = case.T, case.A, case.experts_hit
+    if draw.meta or t * a == 0:
+        return torch.zeros(t, a, dtype=torch.int32, device=draw.device)
+    some = draw.uniform(case.E).argsort()[:hit]
+    score = draw.uniform(t, hit)
+    # Pair p brings expert p of the first `hit` pairs; what else a row chooses is up to chance.
+    p = torch.arange(hit, device=draw.device)
+    score[p // a, p] += 1
+    return some[score.argsort(dim=1, descending=True)[:, :a]].int()

@@ -1,11 +1,23 @@
-"""Which rows go to which expert."""
+"""Which rows go to which expert, and how many rows make a decode step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from microturn.kernels.router.work import DECODE_ROWS
+
+
+def regime(num_rows: int) -> Literal["decode", "prefill"]:
+    """How a step of that many rows runs on a GPU. Inside a regime a row's bits depend on nothing
+    but the row; a plan that keeps to one regime keeps its bits.
+
+    decode: every choice of a row is added to it in fp32. prefill: rounded to the dtype of x first.
+    """
+    return "decode" if num_rows <= DECODE_ROWS else "prefill"
 
 
 @dataclass(frozen=True)
@@ -38,4 +50,4 @@ class ExpertLayout:
         offsets[1:] = torch.bincount(flat, minlength=num_experts).cumsum(0)
         places = torch.zeros_like(pairs)
         places[pairs] = torch.arange(pairs.shape[0], device=pairs.device)
-        return cls(offsets, pairs, pairs // topk_ids.shape[1], places)
+        return cls(offsets, pairs, pairs // max(topk_ids.shape[1], 1), places)

@@ -35,8 +35,10 @@ def grouped_experts(
     out  [T, H], dtype of x; allocated when None
 
     Rows of w13 alternate gate and up, as released. A row's bits depend on nothing but that row, its
-    routing and the weights. Source: spec/inkling.md 1.2, 1.6. Raises ValueError on shapes,
-    TypeError on dtypes. Ids are not checked: that would wait for the device.
+    routing and the weights, on a GPU inside each `regime`. A routing that a router's kernel made
+    for this very x and these rows carries the list of experts hit; else it is made here. Source:
+    spec/inkling.md 1.2, 1.6. Raises ValueError on shapes, TypeError on dtypes. Ids are not checked:
+    that would wait for the device.
     """
     t, h = x.x.shape
     routing = x.routing
@@ -49,7 +51,12 @@ def grouped_experts(
     check_shape("grouped_experts", "w2", weights.w2, (num_experts, h, twice // 2))
     check_shape("grouped_experts", "shared_w13", weights.shared_w13, (shared, twice, h))
     check_shape("grouped_experts", "shared_w2", weights.shared_w2, (shared, h, twice // 2))
-    check_dtype("grouped_experts", "w13", weights.w13, x.x.dtype)
+    for name in ("w13", "w2", "shared_w13", "shared_w2"):
+        weight = getattr(weights, name)
+        if isinstance(weight, Tensor):
+            check_dtype("grouped_experts", name, weight, x.x.dtype)
+    if routing.topk_ids.shape[1] + shared == 0:
+        raise ValueError("grouped_experts: rows have no expert at all, neither routed nor shared")
     if rows is not None:
         check_rows("grouped_experts", rows, t)
     run = pick("grouped_experts", x.x.device, grouped_experts_reference)

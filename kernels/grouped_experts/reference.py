@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microturn.kernels.grouped_experts.layout import ExpertLayout
+from microturn.kernels.quantized import Weight, plain
 from microturn.kernels.router import Routing
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.tiles import TILE_ROWS, round_up
@@ -27,13 +28,14 @@ class ExpertInputs:
 class ExpertWeights:
     """Routed and shared experts of one layer; rows of w13 alternate gate, up, gate, up, ...
 
-    w13 [E, 2 * I, H], w2 [E, H, I], shared_w13 [Sh, 2 * I, H], shared_w2 [Sh, H, I]
+    w13 [E, 2 * I, H], w2 [E, H, I], shared_w13 [Sh, 2 * I, H], shared_w2 [Sh, H, I]: of one dtype,
+    or Quantized; views whose last axis is dense. E = 0 makes a dense MLP of the shared experts.
     """
 
-    w13: Tensor
-    w2: Tensor
-    shared_w13: Tensor
-    shared_w2: Tensor
+    w13: Weight
+    w2: Weight
+    shared_w13: Weight
+    shared_w2: Weight
 
 
 class _Packed(NamedTuple):
@@ -82,13 +84,24 @@ def _products(packed: _Packed) -> Tensor:
     return torch.cat([_tile_product(x, w2) for x, w2 in halves])
 
 
+def _matrices(
+    weights: ExpertWeights, hit: list[int], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """w13 and w2 of the experts hit, then of the shared ones."""
+    w13 = [plain(weights.w13[e], dtype) for e in hit]
+    w2 = [plain(weights.w2[e], dtype) for e in hit]
+    for s in range(weights.shared_w13.shape[0]):
+        w13.append(plain(weights.shared_w13[s], dtype))
+        w2.append(plain(weights.shared_w2[s], dtype))
+    return w13, w2
+
+
 def _pack_one_tile(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
     """Up to 8 rows: one tile that every expert hit reads; a row takes what it was routed to."""
     ids = topk_ids.tolist()
     hit = sorted({e for row in ids for e in row})
     chunk_of = {e: n for n, e in enumerate(hit)}
-    w13 = [*(weights.w13[e] for e in hit), *weights.shared_w13.unbind()]
-    w2 = [*(weights.w2[e] for e in hit), *weights.shared_w2.unbind()]
+    w13, w2 = _matrices(weights, hit, x.dtype)
     shared = range(len(hit), len(w13))
     places = [
         n * TILE_ROWS + t
@@ -118,37 +131,39 @@ def _pack(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
     places = torch.cat([routed, first + torch.arange(t)[:, None]], dim=1).view(-1)
     packed = x.new_zeros(sum(sizes), x.shape[1])
     packed[places] = x.repeat_interleave(a + shared, dim=0)
-    return _Packed(
-        list(packed.split_with_sizes(sizes)),
-        [*(weights.w13[e] for e in hit), *weights.shared_w13.unbind()],
-        [*(weights.w2[e] for e in hit), *weights.shared_w2.unbind()],
-        places,
-    )
+    w13, w2 = _matrices(weights, hit, x.dtype)
+    return _Packed(list(packed.split_with_sizes(sizes)), w13, w2, places)
 
 
 def _choices_with_gradient(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> Tensor:
     """[T, A + Sh, H]: what each expert says to each of its rows, unweighted, for autograd."""
     t, a = topk_ids.shape
-    layout = ExpertLayout.build(topk_ids, len(weights.w13))
-    runs = x.index_select(0, layout.rows).split_with_sizes(layout.expert_offsets.diff().tolist())
-    y = torch.cat(
-        [
-            F.linear(swiglu(F.linear(run, weights.w13[e])), weights.w2[e])
-            for e, run in enumerate(runs)
-            if run.shape[0]
-        ]
-    )
-    routed = y.index_select(0, layout.places).view(t, a, -1)
-    shared = [
-        F.linear(swiglu(F.linear(x, w13)), w2)[:, None]
-        for w13, w2 in zip(weights.shared_w13, weights.shared_w2, strict=True)
+
+    def through(run: Tensor, w13: Weight, w2: Weight) -> Tensor:
+        return F.linear(swiglu(F.linear(run, plain(w13, x.dtype))), plain(w2, x.dtype))
+
+    choices = [
+        through(x, weights.shared_w13[s], weights.shared_w2[s])[:, None]
+        for s in range(weights.shared_w13.shape[0])
     ]
-    return torch.cat([routed, *shared], dim=1)
+    if a:
+        layout = ExpertLayout.build(topk_ids, weights.w13.shape[0])
+        counts = layout.expert_offsets.diff().tolist()
+        runs = x.index_select(0, layout.rows).split_with_sizes(counts)
+        y = torch.cat(
+            [
+                through(run, weights.w13[e], weights.w2[e])
+                for e, run in enumerate(runs)
+                if run.shape[0]
+            ]
+        )
+        choices.insert(0, y.index_select(0, layout.places).view(t, a, -1))
+    return torch.cat(choices, dim=1)
 
 
 def _needs_gradient(inputs: ExpertInputs, weights: ExpertWeights) -> bool:
     return torch.is_grad_enabled() and any(
-        tensor.requires_grad
+        isinstance(tensor, Tensor) and tensor.requires_grad
         for tensor in (inputs.x, weights.w13, weights.w2, weights.shared_w13, weights.shared_w2)
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class RouterCase:
     A: int
     Sh: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -30,7 +31,7 @@ class RouterCase:
     def flops(self) -> int:
         return 2 * self.T * self.H * (self.E + self.Sh)
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         values = self.T * self.H + (self.E + self.Sh) * self.H
         return values * itemsize + 4 * self.E + self.T * (8 * self.A + 4 * self.Sh)
 
@@ -42,6 +43,14 @@ CASES = (
     RouterCase(13, 80, 5, 5, 1, "prime rows, every expert chosen"),
     RouterCase(8, 512, 256, 6, 2, "the published expert counts"),
     RouterCase(4, 64, 16, 1, 0, "one expert, none shared: the weight is the scale"),
+    RouterCase(17, 1040, 16, 2, 2, "two blocks of rows, three chunks of inputs"),
+    RouterCase(257, 48, 8, 2, 1, "one row more than a decode step: nothing is listed"),
+)
+
+DTYPES = ("bf16",)
+BENCH_CASES = (
+    *(RouterCase(T, 4096, 256, 6, 2, "interaction-small") for T in (1, 4, 16, 64, 256, 4096)),
+    RouterCase(3, 1536, 64, 6, 2, "interaction-mini, a tick of one session"),
 )
 
 
@@ -57,15 +66,12 @@ def make_inputs(
     """
     import torch
 
+    from microturn.kernels.draw import Draw
     from microturn.kernels.router.reference import RouterWeights
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.T, case.H, generator=g)
-    gate = torch.randn(case.E + case.Sh, case.H, generator=g) / case.H**0.5
-    bias = 0.2 * torch.randn(case.E, generator=g)
-    scale = 8 * (1 + 0.1 * torch.randn(1, generator=g))
-    weights = RouterWeights(
-        gate.to(device, dtype), bias.to(device), case.A, case.Sh, scale.to(device)
-    )
-    return OpInputs(x.to(device, dtype), weights, None, None)
+    draw = Draw(seed, dtype, device)
+    x = draw.normal(case.T, case.H)
+    gate = draw.normal(case.E + case.Sh, case.H, scale=case.H**-0.5)
+    bias = draw.normal(case.E, scale=0.2, dtype=torch.float32)
+    scale = 8 + draw.normal(1, scale=0.8, dtype=torch.float32)
+    return OpInputs(x, RouterWeights(gate, bias, case.A, case.Sh, scale), None, None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microturn.kernels.router.work import ExpertWork
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.tiles import matmul_rows, round_up
 
@@ -45,11 +46,13 @@ class Routing:
     topk_ids       [T, A] int32, by falling selection score, ties to the lower id
     topk_weights   [T, A] fp32
     shared_weights [T, Sh] fp32
+    work           the experts' tiles, where a kernel has listed them: spares the experts a launch
     """
 
     topk_ids: Tensor
     topk_weights: Tensor
     shared_weights: Tensor
+    work: ExpertWork | None = field(default=None, compare=False, repr=False)
 
 
 def core(x: Tensor, weights: RouterWeights) -> Routing:

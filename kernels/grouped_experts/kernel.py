@@ -1,0 +1,855 @@
+"""The Triton kernels of grouped_experts.
+
+x_ptr      [T, H], stride_x between rows
+w13        [E, 2 * INNER, H] of the routed experts, shared_w13 [SH, 2 * INNER, H]; rows
+           alternate gate and up
+w2         [E, H, INNER], shared_w2 [SH, H, INNER]
+           each with strides between experts and between rows; 8 bits: scales, one byte a row and
+           128 inputs, with strides of their own
+a_ptr      [T * A + SH * T, INNER]: what gate and up made: pairs by place, then the rows of each
+           shared expert; INNER is the I of DESIGN 6
+parts_ptr  [T, A + SH, H]: what each choice of a row adds to it, weighted
+out_ptr    [T, H], stride_out between rows
+chosen_ptr [T, A], shared_ptr [T, SH] fp32: the weights of a row's choices
+runs_ptr   [T] int32: whether the row runs
+counts_ptr one int32 for each BLOCK_N of H, zero before and after
+size, tiles, pairs: see kernels/device/experts.py
+
+Two layouts of a product. In a decode step the weights are on the M side of the matrix instruction,
+64 rows or more, and 16 rows of x and more on its N side. In a prefill step rows are on the M side,
+and weights come by the copy engine.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from microturn.kernels.device.experts import list_experts, list_tiles, place_pairs, rows_run
+from microturn.kernels.device.numbers import power_of_two, silu
+from microturn.kernels.device.prefetch import prefetch_l2
+
+
+@triton.jit
+def _weights_times_rows(
+    w_row,
+    scale_row,
+    x_row,
+    x_in,
+    K: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """[BLOCK_N, BLOCK_T] fp32 of rows of weights (pointers [BLOCK_N]) and of x (pointers [BLOCK_T],
+    those that are not x_in read nothing).
+    """
+    k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    w_at = w_row[:, None]
+    x_at = x_row[None, :]
+    exponents = tl.zeros((BLOCK_N,), tl.uint8)
+    if FP8:
+        exponents = tl.load(scale_row)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        at = start + k
+        if K % BLOCK_K == 0:
+            w = tl.load(w_at + at[None, :], eviction_policy="evict_first")
+            x = tl.load(
+                x_at + at[:, None], mask=x_in[None, :], other=0.0, eviction_policy="evict_last"
+            )
+        else:
+            in_k = at < K
+            w = tl.load(w_at + at[None, :], mask=in_k[None, :], other=0.0)
+            x = tl.load(x_at + at[:, None], mask=in_k[:, None] & x_in[None, :], other=0.0)
+        if FP8:
+            # A block of inputs has one power of two a row: it may scale the sum, exactly.
+            scale = power_of_two(exponents, tl.float32)
+            exponents = tl.load(scale_row + tl.minimum(start + BLOCK_K, K - 1) // 128)
+            acc += tl.dot(w.to(x.dtype), x, input_precision="ieee") * scale[:, None]
+        else:
+            acc = tl.dot(w, x, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _gate_up(
+    x_row,
+    x_in,
+    w_ptr,
+    scales_ptr,
+    stride_n,
+    stride_s,
+    tile_n,
+    a_row,
+    a_ptr,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Rows of x through one tile of one expert's w13, to their rows of a."""
+    m = tl.arange(0, BLOCK_N)
+    # 8 gates, then their 8 ups: a thread of the matrix unit holds rows 8 apart, so both of a pair.
+    n = tile_n * BLOCK_N + m // 16 * 16 + m % 8 * 2 + m % 16 // 8
+    n = tl.where(n < 2 * INNER, n, 0).to(tl.int64)
+    acc = _weights_times_rows(
+        w_ptr + n * stride_n,
+        scales_ptr + n * stride_s,
+        x_row,
+        x_in,
+        H,
+        FP8,
+        BLOCK_N,
+        BLOCK_T,
+        BLOCK_K,
+        STAGES,
+    )
+    halves = acc.reshape(BLOCK_N // 16, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
+    gate, up = halves.split()
+    a = (silu(gate) * up).reshape(BLOCK_N // 2, BLOCK_T)
+    i = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    inside = (i < INNER)[:, None] & x_in[None, :]
+    tl.store(a_ptr + a_row[None, :] * INNER + i[:, None], a.to(a_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate_up_decode(
+    x_ptr,
+    w13_ptr,
+    scales_ptr,
+    shared_w13_ptr,
+    shared_scales_ptr,
+    a_ptr,
+    size_ptr,
+    tiles_ptr,
+    pairs_ptr,
+    T,
+    stride_x,
+    stride_e,
+    stride_n,
+    stride_se,
+    stride_sn,
+    stride_she,
+    stride_shn,
+    stride_shse,
+    stride_shsn,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    SH: tl.constexpr,
+    FP8: tl.constexpr,
+    SHARED_FP8: tl.constexpr,
+    EARLY: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_SHARED_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """a = silu(gate) * up. Programs: shared experts, tiles of w13, blocks of rows; then expert
+    tiles, tiles of w13. Weights are read once for each block of rows.
+
+    EARLY: x was complete before this launch could start, so shared experts' programs do not wait.
+    """
+    TILES_N: tl.constexpr = (2 * INNER + BLOCK_N - 1) // BLOCK_N
+    pid = tl.program_id(0)
+    blocks = (T + BLOCK_SHARED_T - 1) // BLOCK_SHARED_T
+    routed = pid - SH * TILES_N * blocks
+    if routed < 0:
+        # Row blocks of one tile side by side: they share its weights in L2.
+        tile_n = pid // blocks % TILES_N
+        expert = (pid // blocks // TILES_N).to(tl.int64)
+        w = shared_w13_ptr + expert * stride_she
+        s = shared_scales_ptr + expert * stride_shse
+        if PDL and not EARLY:
+            n = tl.minimum(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), 2 * INNER - 1)
+            k = tl.arange(0, BLOCK_K)
+            prefetch_l2(w + n[:, None].to(tl.int64) * stride_shn + k[None, :])
+            tl.extra.cuda.gdc_wait()
+            tl.extra.cuda.gdc_launch_dependents()
+        t = pid % blocks * BLOCK_SHARED_T + tl.arange(0, BLOCK_SHARED_T)
+        x_row = x_ptr + tl.minimum(t, T - 1).to(tl.int64) * stride_x
+        a_row = tl.cast(T, tl.int64) * A + expert * T + t
+        _gate_up(
+            x_row,
+            t < T,
+            w,
+            s,
+            stride_shn,
+            stride_shsn,
+            tile_n,
+            a_row,
+            a_ptr,
+            H,
+            INNER,
+            SHARED_FP8,
+            BLOCK_N,
+            BLOCK_SHARED_T,
+            BLOCK_K,
+            STAGES,
+        )
+    elif A > 0:
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+            tl.extra.cuda.gdc_launch_dependents()
+        tile = routed // TILES_N
+        if tile < tl.load(size_ptr):
+            expert = tl.load(tiles_ptr + tile * 4).to(tl.int64)
+            first = tl.load(tiles_ptr + tile * 4 + 1)
+            count = tl.load(tiles_ptr + tile * 4 + 2)
+            r = tl.arange(0, BLOCK_T)
+            place = first + tl.minimum(r, count - 1)
+            row = tl.load(pairs_ptr + place) // A
+            _gate_up(
+                x_ptr + row.to(tl.int64) * stride_x,
+                r < count,
+                w13_ptr + expert * stride_e,
+                scales_ptr + expert * stride_se,
+                stride_n,
+                stride_sn,
+                routed % TILES_N,
+                place.to(tl.int64),
+                a_ptr,
+                H,
+                INNER,
+                FP8,
+                BLOCK_N,
+                BLOCK_T,
+                BLOCK_K,
+                STAGES,
+            )
+
+
+@triton.jit
+def _down(
+    a_row,
+    a_in,
+    w_ptr,
+    scales_ptr,
+    stride_n,
+    stride_s,
+    tile_n,
+    share,
+    part_row,
+    parts_ptr,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Rows of a through one tile of one expert's w2, weighted, to their parts."""
+    h = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = tl.minimum(h, H - 1).to(tl.int64)
+    acc = _weights_times_rows(
+        w_ptr + n * stride_n,
+        scales_ptr + n * stride_s,
+        a_row,
+        a_in,
+        INNER,
+        FP8,
+        BLOCK_N,
+        BLOCK_T,
+        BLOCK_K,
+        STAGES,
+    )
+    inside = (h < H)[:, None] & a_in[None, :]
+    part = parts_ptr + part_row[None, :] * H + h[:, None]
+    tl.store(part, (acc * share[None, :]).to(parts_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _combine(
+    t,
+    h,
+    parts_ptr,
+    out_ptr,
+    runs_ptr,
+    T,
+    stride_out,
+    H: tl.constexpr,
+    CHOICES: tl.constexpr,
+    ALL_RUN: tl.constexpr,
+    CACHE: tl.constexpr,
+):
+    """out = the parts of each row, first to last, zeros where it does not run: [t, h]."""
+    inside = (t < T)[:, None] & (h < H)[None, :]
+    runs = t < T
+    if not ALL_RUN:
+        runs = tl.load(runs_ptr + t, mask=t < T, other=0) != 0
+    read = inside & runs[:, None]
+    part = parts_ptr + t.to(tl.int64)[:, None] * (CHOICES * H) + h[None, :]
+    total = tl.load(part, mask=read, other=0.0, cache_modifier=CACHE).to(tl.float32)
+    for choice in tl.static_range(1, CHOICES):
+        total += tl.load(part + choice * H, mask=read, other=0.0, cache_modifier=CACHE).to(
+            tl.float32
+        )
+    out = out_ptr + t.to(tl.int64)[:, None] * stride_out + h[None, :]
+    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def down_decode(
+    a_ptr,
+    w2_ptr,
+    scales_ptr,
+    shared_w2_ptr,
+    shared_scales_ptr,
+    parts_ptr,
+    out_ptr,
+    chosen_ptr,
+    shared_ptr,
+    runs_ptr,
+    size_ptr,
+    tiles_ptr,
+    pairs_ptr,
+    counts_ptr,
+    T,
+    stride_e,
+    stride_n,
+    stride_se,
+    stride_sn,
+    stride_she,
+    stride_shn,
+    stride_shse,
+    stride_shsn,
+    stride_out,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    SH: tl.constexpr,
+    FP8: tl.constexpr,
+    ALL_RUN: tl.constexpr,
+    SHARED_FP8: tl.constexpr,
+    LINE: tl.constexpr,
+    LINES: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_SHARED_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    COMBINE_T: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """out = w2 @ a, weighted and added in the order of the choices, the shared experts last.
+
+    Programs as in gate_up_decode. The last to arrive at a tile of H adds what all have left there,
+    COMBINE_T rows at a time (0: another launch adds).
+    LINE inputs are a cache line of weights; LINES of them are asked for before a is complete.
+    """
+    TILES_N: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
+    CHOICES: tl.constexpr = A + SH
+    pid = tl.program_id(0)
+    blocks = (T + BLOCK_SHARED_T - 1) // BLOCK_SHARED_T
+    shared_programs = SH * TILES_N * blocks
+    routed = pid - shared_programs
+    tile_n = routed % TILES_N
+    n = tl.arange(0, BLOCK_N)
+    line = tl.minimum(tl.arange(0, LINES) * LINE, INNER - 1)
+    arrivals = SH * blocks
+    here = True
+    if A > 0:
+        # The list was complete before the launch before this one let it start: no wait.
+        size = tl.load(size_ptr, cache_modifier=".cg")
+        arrivals += tl.maximum(size, 1)
+        here = routed < tl.maximum(size, 1) * TILES_N
+    if here:
+        if routed < 0:
+            tile_n = pid // blocks % TILES_N
+            expert = (pid // blocks // TILES_N).to(tl.int64)
+            w = shared_w2_ptr + expert * stride_she
+            s = shared_scales_ptr + expert * stride_shse
+            if PDL:
+                h = tl.minimum(tile_n * BLOCK_N + n, H - 1).to(tl.int64)
+                prefetch_l2(w + h[:, None] * stride_shn + line[None, :])
+                tl.extra.cuda.gdc_wait()
+                tl.extra.cuda.gdc_launch_dependents()
+            t = pid % blocks * BLOCK_SHARED_T + tl.arange(0, BLOCK_SHARED_T)
+            row = tl.minimum(t, T - 1).to(tl.int64)
+            share = tl.load(shared_ptr + row * SH + expert)
+            _down(
+                a_ptr + (tl.cast(T, tl.int64) * A + expert * T + row) * INNER,
+                t < T,
+                w,
+                s,
+                stride_shn,
+                stride_shsn,
+                tile_n,
+                share,
+                row * CHOICES + A + expert,
+                parts_ptr,
+                H,
+                INNER,
+                SHARED_FP8,
+                BLOCK_N,
+                BLOCK_SHARED_T,
+                BLOCK_K,
+                STAGES,
+            )
+        elif A > 0:
+            tile = routed // TILES_N
+            expert = tl.load(tiles_ptr + tile * 4, mask=tile < size, other=0, cache_modifier=".cg")
+            first = tl.load(
+                tiles_ptr + tile * 4 + 1, mask=tile < size, other=0, cache_modifier=".cg"
+            )
+            count = tl.load(
+                tiles_ptr + tile * 4 + 2, mask=tile < size, other=0, cache_modifier=".cg"
+            )
+            expert = expert.to(tl.int64)
+            w = w2_ptr + expert * stride_e
+            s = scales_ptr + expert * stride_se
+            if PDL:
+                if tile < size:
+                    h = tl.minimum(tile_n * BLOCK_N + n, H - 1).to(tl.int64)
+                    prefetch_l2(w + h[:, None] * stride_n + line[None, :])
+                tl.extra.cuda.gdc_wait()
+                tl.extra.cuda.gdc_launch_dependents()
+            if tile < size:
+                r = tl.arange(0, BLOCK_T)
+                place = first + tl.minimum(r, count - 1)
+                pair = tl.load(pairs_ptr + place)
+                share = tl.load(chosen_ptr + pair)
+                part_row = (pair // A).to(tl.int64) * CHOICES + pair % A
+                _down(
+                    a_ptr + place.to(tl.int64) * INNER,
+                    r < count,
+                    w,
+                    s,
+                    stride_n,
+                    stride_sn,
+                    tile_n,
+                    share,
+                    part_row,
+                    parts_ptr,
+                    H,
+                    INNER,
+                    FP8,
+                    BLOCK_N,
+                    BLOCK_T,
+                    BLOCK_K,
+                    STAGES,
+                )
+        if COMBINE_T > 0:
+            tl.debug_barrier()
+            arrived = tl.atomic_add(counts_ptr + tile_n, 1, sem="acq_rel", scope="gpu")
+            if arrived == arrivals - 1:
+                columns = tile_n * BLOCK_N + n
+                for start in range(0, T, COMBINE_T):
+                    t = start + tl.arange(0, COMBINE_T)
+                    _combine(
+                        t,
+                        columns,
+                        parts_ptr,
+                        out_ptr,
+                        runs_ptr,
+                        T,
+                        stride_out,
+                        H,
+                        CHOICES,
+                        ALL_RUN,
+                        ".cg",
+                    )
+                tl.store(counts_ptr + tile_n, 0)
+
+
+@triton.jit
+def _rows_times_weights(
+    x_row,
+    x_in,
+    w_desc,
+    expert,
+    row_n,
+    K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """[BLOCK_T, BLOCK_N] fp32 of rows of x (pointers [BLOCK_T]) and rows row_n on of one expert."""
+    k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        at = start + k
+        mask = x_in[:, None]
+        if K % BLOCK_K != 0:
+            mask = mask & (at < K)[None, :]
+        x = tl.load(x_row[:, None] + at[None, :], mask=mask, other=0.0)
+        w = w_desc.load([expert, row_n, start]).reshape(BLOCK_N, BLOCK_K)
+        acc = tl.dot(x, w.T, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _store_gate_up(
+    acc,
+    a_row,
+    inside,
+    tile_n,
+    a_ptr,
+    INNER: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    gate, up = acc.reshape(BLOCK_T, BLOCK_N // 2, 2).split()
+    i = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    a = (silu(gate) * up).to(a_ptr.dtype.element_ty)
+    at = a_ptr + a_row[:, None] * INNER + i[None, :]
+    tl.store(at, a, mask=inside[:, None] & (i < INNER)[None, :])
+
+
+@triton.jit
+def gate_up_prefill(
+    x_ptr,
+    w13_desc,
+    shared_desc,
+    a_ptr,
+    size_ptr,
+    tiles_ptr,
+    pairs_ptr,
+    T,
+    stride_x,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    SH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """a = silu(gate) * up: persistent over expert tiles, then over shared experts' blocks of rows;
+    tiles of w13 inside, so that they share their rows in L2.
+    """
+    TILES_N: tl.constexpr = (2 * INNER + BLOCK_N - 1) // BLOCK_N
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    begin = tl.program_id(0)
+    programs = tl.num_programs(0)
+    r = tl.arange(0, BLOCK_T)
+    if A > 0:
+        routed = tl.load(size_ptr) * TILES_N
+        for work in range(begin, routed, programs):
+            tile = tiles_ptr + work // TILES_N * 4
+            first = tl.load(tile + 1)
+            count = tl.load(tile + 2)
+            a_row = (first + tl.minimum(r, count - 1)).to(tl.int64)
+            row = (tl.load(pairs_ptr + a_row) // A).to(tl.int64)
+            acc = _rows_times_weights(
+                x_ptr + row * stride_x,
+                r < count,
+                w13_desc,
+                tl.load(tile),
+                work % TILES_N * BLOCK_N,
+                H,
+                BLOCK_T,
+                BLOCK_N,
+                BLOCK_K,
+                STAGES,
+            )
+            _store_gate_up(acc, a_row, r < count, work % TILES_N, a_ptr, INNER, BLOCK_T, BLOCK_N)
+        begin = (begin + programs - routed % programs) % programs
+    if SH > 0:
+        blocks = (T + BLOCK_T - 1) // BLOCK_T
+        for work in range(begin, SH * blocks * TILES_N, programs):
+            expert = work // TILES_N // blocks
+            t = work // TILES_N % blocks * BLOCK_T + r
+            row = tl.minimum(t, T - 1).to(tl.int64)
+            a_row = tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row
+            acc = _rows_times_weights(
+                x_ptr + row * stride_x,
+                t < T,
+                shared_desc,
+                expert,
+                work % TILES_N * BLOCK_N,
+                H,
+                BLOCK_T,
+                BLOCK_N,
+                BLOCK_K,
+                STAGES,
+            )
+            _store_gate_up(acc, a_row, t < T, work % TILES_N, a_ptr, INNER, BLOCK_T, BLOCK_N)
+
+
+@triton.jit
+def _store_part(
+    acc, share, part_row, inside, tile_n, parts_ptr, H: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    h = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = (acc * share[:, None]).to(parts_ptr.dtype.element_ty)
+    tl.store(
+        parts_ptr + part_row[:, None] * H + h[None, :], y, mask=inside[:, None] & (h < H)[None, :]
+    )
+
+
+@triton.jit
+def down_prefill(
+    a_ptr,
+    w2_desc,
+    shared_desc,
+    parts_ptr,
+    chosen_ptr,
+    shared_ptr,
+    size_ptr,
+    tiles_ptr,
+    pairs_ptr,
+    T,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    SH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """parts = w2 @ a, weighted; programs as in gate_up_prefill."""
+    TILES_N: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
+    CHOICES: tl.constexpr = A + SH
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    begin = tl.program_id(0)
+    programs = tl.num_programs(0)
+    r = tl.arange(0, BLOCK_T)
+    if A > 0:
+        routed = tl.load(size_ptr) * TILES_N
+        for work in range(begin, routed, programs):
+            tile = tiles_ptr + work // TILES_N * 4
+            first = tl.load(tile + 1)
+            count = tl.load(tile + 2)
+            a_row = (first + tl.minimum(r, count - 1)).to(tl.int64)
+            pair = tl.load(pairs_ptr + a_row)
+            share = tl.load(chosen_ptr + pair)
+            part_row = (pair // A).to(tl.int64) * CHOICES + pair % A
+            acc = _rows_times_weights(
+                a_ptr + a_row * INNER,
+                r < count,
+                w2_desc,
+                tl.load(tile),
+                work % TILES_N * BLOCK_N,
+                INNER,
+                BLOCK_T,
+                BLOCK_N,
+                BLOCK_K,
+                STAGES,
+            )
+            _store_part(acc, share, part_row, r < count, work % TILES_N, parts_ptr, H, BLOCK_N)
+        begin = (begin + programs - routed % programs) % programs
+    if SH > 0:
+        blocks = (T + BLOCK_T - 1) // BLOCK_T
+        for work in range(begin, SH * blocks * TILES_N, programs):
+            expert = work // TILES_N // blocks
+            t = work // TILES_N % blocks * BLOCK_T + r
+            row = tl.minimum(t, T - 1).to(tl.int64)
+            share = tl.load(shared_ptr + row * SH + expert)
+            acc = _rows_times_weights(
+                a_ptr + (tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row) * INNER,
+                t < T,
+                shared_desc,
+                expert,
+                work % TILES_N * BLOCK_N,
+                INNER,
+                BLOCK_T,
+                BLOCK_N,
+                BLOCK_K,
+                STAGES,
+            )
+            part_row = row * CHOICES + A + expert
+            _store_part(acc, share, part_row, t < T, work % TILES_N, parts_ptr, H, BLOCK_N)
+
+
+@triton.jit
+def combine_parts(
+    parts_ptr,
+    out_ptr,
+    runs_ptr,
+    T,
+    stride_out,
+    H: tl.constexpr,
+    CHOICES: tl.constexpr,
+    ALL_RUN: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """out = the parts of each row, first to last."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    _combine(t, h, parts_ptr, out_ptr, runs_ptr, T, stride_out, H, CHOICES, ALL_RUN, "")
+
+
+@triton.jit
+def _mark_pairs(
+    p,
+    topk_ids_ptr,
+    experts_ptr,
+    runs_ptr,
+    offsets_ptr,
+    slots_ptr,
+    exec_ptr,
+    P,
+    B,
+    E: tl.constexpr,
+    A: tl.constexpr,
+    LINES: tl.constexpr,
+):
+    """Writes the experts of pairs p, E where the row does not run, and says so of the row."""
+    row = p // A
+    runs = p < P
+    if LINES > 0:
+        runs = runs & rows_run(row, offsets_ptr, slots_ptr, exec_ptr, B, LINES)
+    ids = tl.load(topk_ids_ptr + p, mask=runs, other=E)
+    tl.store(experts_ptr + p, ids, mask=p < P)
+    tl.store(runs_ptr + row, runs.to(tl.int32), mask=(p < P) & (p % A == 0))
+    return ids
+
+
+@triton.jit
+def list_pairs(
+    topk_ids_ptr,
+    experts_ptr,
+    runs_ptr,
+    offsets_ptr,
+    slots_ptr,
+    exec_ptr,
+    size_ptr,
+    tiles_ptr,
+    pairs_ptr,
+    P,
+    B,
+    E: tl.constexpr,
+    A: tl.constexpr,
+    LINES: tl.constexpr,
+    BINS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The list of a decode step, by one program, where the router has not left one."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    for start in range(0, P, CHUNK):
+        _mark_pairs(
+            start + tl.arange(0, CHUNK),
+            topk_ids_ptr,
+            experts_ptr,
+            runs_ptr,
+            offsets_ptr,
+            slots_ptr,
+            exec_ptr,
+            P,
+            B,
+            E,
+            A,
+            LINES,
+        )
+    tl.debug_barrier()
+    list_experts(experts_ptr, size_ptr, tiles_ptr, pairs_ptr, P, E, BINS, TILE_ROWS, CHUNK)
+
+
+@triton.jit
+def count_pairs(
+    topk_ids_ptr,
+    experts_ptr,
+    runs_ptr,
+    offsets_ptr,
+    slots_ptr,
+    exec_ptr,
+    size_ptr,
+    tiles_ptr,
+    firsts_ptr,
+    counts_ptr,
+    P,
+    B,
+    E: tl.constexpr,
+    A: tl.constexpr,
+    LINES: tl.constexpr,
+    BINS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Counts the pairs of each expert in SPAN of them; the last program lists the tiles and turns
+    the counts `firsts_ptr [programs, BINS]` into the first place of each expert in each span.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    e = tl.arange(0, BINS)
+    counts = tl.zeros((BINS,), tl.int32)
+    for start in range(0, SPAN, CHUNK):
+        p = tl.program_id(0) * SPAN + start + tl.arange(0, CHUNK)
+        ids = _mark_pairs(
+            p,
+            topk_ids_ptr,
+            experts_ptr,
+            runs_ptr,
+            offsets_ptr,
+            slots_ptr,
+            exec_ptr,
+            P,
+            B,
+            E,
+            A,
+            LINES,
+        )
+        counts += tl.histogram(ids, BINS)
+    tl.store(firsts_ptr + tl.program_id(0) * BINS + e, counts)
+    tl.debug_barrier()
+    spans = tl.num_programs(0)
+    arrived = tl.atomic_add(counts_ptr, 1, sem="acq_rel", scope="gpu")
+    if arrived == spans - 1:
+        tl.store(counts_ptr, 0)
+        r = tl.arange(0, ROWS)
+        total = tl.zeros((BINS,), tl.int32)
+        for start in range(0, spans, ROWS):
+            at = firsts_ptr + (start + r)[:, None] * BINS + e[None, :]
+            mask = (start + r < spans)[:, None] & (e < E)[None, :]
+            total += tl.sum(tl.load(at, mask=mask, other=0, cache_modifier=".cg"), axis=0)
+        following = list_tiles(total, size_ptr, tiles_ptr, E, BINS, TILE_ROWS)
+        for start in range(0, spans, ROWS):
+            at = firsts_ptr + (start + r)[:, None] * BINS + e[None, :]
+            mask = (start + r < spans)[:, None] & (e < E)[None, :]
+            some = tl.load(at, mask=mask, other=0, cache_modifier=".cg")
+            tl.store(at, following[None, :] + tl.cumsum(some, axis=0) - some, mask=mask)
+            following += tl.sum(some, axis=0)
+
+
+@triton.jit
+def place_spans(
+    experts_ptr,
+    firsts_ptr,
+    pairs_ptr,
+    P,
+    E: tl.constexpr,
+    BINS: tl.constexpr,
+    SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Places the pairs of one span."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    begin = tl.program_id(0) * SPAN
+    e = tl.arange(0, BINS)
+    following = tl.load(firsts_ptr + tl.program_id(0) * BINS + e, mask=e < E, other=0)
+    place_pairs(experts_ptr, pairs_ptr, following, begin, min(begin + SPAN, P), P, E, BINS, CHUNK)

@@ -1,0 +1,253 @@
+"""Launches the kernels of grouped_experts.
+
+A decode step is two launches behind a router's: gate and up, then down, each reading every weight
+byte it needs once. The shared experts' part of the first needs no routing and starts while the
+router still selects. A prefill step is two launches that sort the pairs, two that multiply, one
+that adds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from microturn.kernels.configs import Config, choose
+from microturn.kernels.grouped_experts import kernel
+from microturn.kernels.grouped_experts.layout import regime
+from microturn.kernels.grouped_experts.reference import ExpertInputs, ExpertWeights
+from microturn.kernels.launch import device_name, launch, num_sms, zeroed
+from microturn.kernels.quantized import Quantized, Weight
+from microturn.kernels.router.work import TILE_ROWS, ExpertWork, padded
+from microturn.kernels.rows import RowBatch
+
+CACHE_LINE = 128
+"""Bytes of global memory that come at once."""
+
+SPAN = 2048
+"""Pairs that one program of a prefill step sorts."""
+
+
+class _Sizes(NamedTuple):
+    """T rows, A of E routed and Sh shared experts, H inputs, I between."""
+
+    t: int
+    a: int
+    e: int
+    sh: int
+    h: int
+    i: int
+
+
+class _Matrix(NamedTuple):
+    """An expert weight as a kernel takes it; scales are the values where there are none."""
+
+    values: Tensor
+    scales: Tensor
+    strides: tuple[int, int, int, int]
+    fp8: bool
+
+
+def grouped_experts_kernel(
+    x: ExpertInputs,
+    weights: ExpertWeights,
+    state: None = None,
+    rows: RowBatch | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `grouped_experts`."""
+    (t, h), routing = x.x.shape, x.routing
+    e, twice, _ = weights.w13.shape
+    a, sh = routing.topk_ids.shape[1], weights.shared_w13.shape[0]
+    sizes = _Sizes(t, a, e, sh, h, twice // 2)
+    y = torch.empty_like(x.x) if out is None else out
+    if t == 0:
+        return y
+    w13, shared_w13 = _matrix(weights.w13), _matrix(weights.shared_w13)
+    w2, shared_w2 = _matrix(weights.w2), _matrix(weights.shared_w2)
+    # A descriptor and a pointer need something behind them where no expert is.
+    if e == 0:
+        w13, w2 = shared_w13, shared_w2
+    if sh == 0:
+        shared_w13, shared_w2 = w13, w2
+    decode, fp8 = regime(t) == "decode", w13.fp8 or shared_w13.fp8
+    facts: dict[str, Any] = {"device": device_name(y.device), "fp8": fp8, "T": t}
+    facts["R"] = t * a // e if e else t
+    streams = decode or fp8
+    up = choose("grouped_experts", "gate_up" if streams else "gate_up_prefill", **facts)
+    work = routing.work
+    if a and (work is None or not work.fits(x.x, routing.topk_ids, rows)):
+        work = _listed(routing.topk_ids, sizes, rows, TILE_ROWS if decode else up["BLOCK_T"])
+    runs = None if rows is None else work.runs if work is not None else _runs(sizes, rows)
+    lists = (y, y, y) if work is None else (work.size, work.tiles, work.pairs)
+    a_rows = x.x.new_empty(t * (a + sh), sizes.i)
+    kept = torch.float32 if decode else y.dtype
+    parts = torch.empty(t, a + sh, h, dtype=kept, device=y.device)
+    args = (x, w13, w2, shared_w13, shared_w2, a_rows, parts, y, lists, sizes, facts)
+    if streams:
+        _stream(*args, up, runs, 0 if work is None else work.bound, combine=decode)
+    else:
+        _multiply(*args, up)
+    if not decode:
+        config = choose("grouped_experts", "combine", **facts)
+        grid = (-(-t // config["BLOCK_T"]), -(-h // config["BLOCK_H"]))
+        marks = y if runs is None else runs
+        launch(
+            kernel.combine_parts, grid, parts, y, marks, t, y.stride(0), H=h, CHOICES=a + sh,
+            ALL_RUN=runs is None, pdl=True, **config,
+        )  # fmt: skip
+    return y
+
+
+def _stream(
+    x: ExpertInputs,
+    w13: _Matrix,
+    w2: _Matrix,
+    shared_w13: _Matrix,
+    shared_w2: _Matrix,
+    a_rows: Tensor,
+    parts: Tensor,
+    y: Tensor,
+    lists: tuple[Tensor, ...],
+    s: _Sizes,
+    facts: dict[str, Any],
+    up: Config,
+    runs: Tensor | None,
+    bound: int,
+    combine: bool,
+) -> None:
+    """The launches that stream weights past the rows: of decode steps, and of 8-bit weights."""
+    config = _fit(up, x.x, facts["fp8"])
+    blocks = -(-s.t // config["BLOCK_SHARED_T"])
+    tiles = -(-2 * s.i // config["BLOCK_N"])
+    launch(
+        kernel.gate_up_decode, ((s.sh * blocks + bound) * tiles,),
+        x.x, w13.values, w13.scales, shared_w13.values, shared_w13.scales, a_rows, *lists,
+        s.t, x.x.stride(0), *w13.strides, *shared_w13.strides,
+        H=s.h, INNER=s.i, A=s.a, SH=s.sh, FP8=w13.fp8, SHARED_FP8=shared_w13.fp8,
+        # Whoever listed the experts had waited for x, and only then let this launch start.
+        EARLY=s.a > 0, pdl=True, **config,
+    )  # fmt: skip
+    config = _fit(choose("grouped_experts", "down", **facts), x.x, facts["fp8"])
+    blocks = -(-s.t // config["BLOCK_SHARED_T"])
+    tiles = -(-s.h // config["BLOCK_N"])
+    # All of a short row, so that a tile is on its way before its rows of a are there.
+    line = CACHE_LINE // w2.values.element_size()
+    lines = padded(min(-(-s.i // line), config.pop("LINES")))
+    if not combine:
+        config["COMBINE_T"] = 0
+    launch(
+        kernel.down_decode, ((s.sh * blocks + bound) * tiles,),
+        a_rows, w2.values, w2.scales, shared_w2.values, shared_w2.scales, parts, y,
+        x.routing.topk_weights, x.routing.shared_weights, y if runs is None else runs, *lists,
+        zeroed("grouped_experts", 1 << 12, y.device),
+        s.t, *w2.strides, *shared_w2.strides, y.stride(0),
+        H=s.h, INNER=s.i, A=s.a, SH=s.sh, FP8=w2.fp8, SHARED_FP8=shared_w2.fp8,
+        ALL_RUN=runs is None, LINE=line, LINES=lines, pdl=True, **config,
+    )  # fmt: skip
+
+
+def _multiply(
+    x: ExpertInputs,
+    w13: _Matrix,
+    w2: _Matrix,
+    shared_w13: _Matrix,
+    shared_w2: _Matrix,
+    a_rows: Tensor,
+    parts: Tensor,
+    y: Tensor,
+    lists: tuple[Tensor, ...],
+    s: _Sizes,
+    facts: dict[str, Any],
+    up: Config,
+) -> None:
+    """The launches that multiply rows by weights, whole tiles of both: of prefill steps."""
+    programs = num_sms(y.device)
+    config = _fit(up, x.x)
+    block = [1, config["BLOCK_N"], config["BLOCK_K"]]
+    launch(
+        kernel.gate_up_prefill, (programs * config.pop("PER_SM"),),
+        x.x, _descriptor(w13.values, block), _descriptor(shared_w13.values, block), a_rows, *lists,
+        s.t, x.x.stride(0), H=s.h, INNER=s.i, A=s.a, SH=s.sh, pdl=True, **config,
+    )  # fmt: skip
+    config = _fit(choose("grouped_experts", "down_prefill", **facts), x.x)
+    block = [1, config["BLOCK_N"], config["BLOCK_K"]]
+    launch(
+        kernel.down_prefill, (programs * config.pop("PER_SM"),),
+        a_rows, _descriptor(w2.values, block), _descriptor(shared_w2.values, block), parts,
+        x.routing.topk_weights, x.routing.shared_weights, *lists, s.t,
+        H=s.h, INNER=s.i, A=s.a, SH=s.sh, pdl=True, **config,
+    )  # fmt: skip
+
+
+def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) -> ExpertWork:
+    """The list, made from ids that came without one."""
+    ids = topk_ids.contiguous()
+    device = ids.device
+    work = ExpertWork(s.t, s.a, s.e, device, tile_rows)
+    pairs, bins = s.t * s.a, padded(s.e + 1)
+    b = 0 if rows is None else rows.num_lines
+    sizes: Config = {
+        "E": s.e, "A": s.a, "BINS": bins, "TILE_ROWS": tile_rows,
+        "LINES": 0 if rows is None else padded(rows.num_lines),
+    }  # fmt: skip
+    lines = (ids, ids, ids)
+    if rows is not None:
+        lines = (rows.row_offsets, rows.slot_ids, rows.exec_mask.view(torch.uint8))
+    if regime(s.t) == "decode":
+        launch(
+            kernel.list_pairs, (1,),
+            ids, work.experts, work.runs, *lines, work.size, work.tiles, work.pairs, pairs, b,
+            CHUNK=128 if pairs > 32 else 32, pdl=True, **sizes,
+        )  # fmt: skip
+        return work
+    spans = -(-pairs // SPAN)
+    firsts = torch.empty(spans, bins, dtype=torch.int32, device=device)
+    launch(
+        kernel.count_pairs, (spans,),
+        ids, work.experts, work.runs, *lines, work.size, work.tiles, firsts,
+        zeroed("grouped_experts.pairs", 1, device), pairs, b,
+        SPAN=SPAN, CHUNK=256, ROWS=16, pdl=True, num_warps=8, **sizes,
+    )  # fmt: skip
+    launch(
+        kernel.place_spans, (spans,), work.experts, firsts, work.pairs, pairs,
+        E=s.e, BINS=bins, SPAN=SPAN, CHUNK=128, pdl=True,
+    )  # fmt: skip
+    return work
+
+
+def _runs(s: _Sizes, rows: RowBatch) -> Tensor:
+    """[T] int32 of a step that routes nothing: 1 where the row runs."""
+    t = torch.arange(s.t, device=rows.positions.device)
+    line = torch.searchsorted(rows.row_offsets[1:], t, right=True)
+    runs = torch.zeros(rows.num_lines + 1, dtype=torch.int32, device=t.device)
+    runs[:-1] = rows.exec_mask & (rows.slot_ids >= 0)
+    return runs[line]
+
+
+def _matrix(weight: Weight) -> _Matrix:
+    fp8 = isinstance(weight, Quantized)
+    values = weight.values if isinstance(weight, Quantized) else weight
+    scales = weight.scales.view(torch.uint8) if isinstance(weight, Quantized) else values
+    if values.stride(-1) != 1 and values.numel():
+        raise ValueError(
+            f"grouped_experts: the last axis of a weight must be dense, got strides "
+            f"{values.stride()}; call contiguous() on it"
+        )
+    expert, row, _ = values.stride()
+    scale_expert, scale_row, _ = scales.stride() if fp8 else (0, 0, 0)
+    return _Matrix(values, scales, (expert, row, scale_expert, scale_row), fp8)
+
+
+def _descriptor(values: Tensor, block: list[int]) -> TensorDescriptor:
+    return TensorDescriptor(values, list(values.shape), list(values.stride()), block)
+
+
+def _fit(config: Config, x: Tensor, fp8: bool = False) -> Config:
+    """Half the depth for fp32, whose tiles are twice as large; scales need whole blocks."""
+    if x.element_size() == 4 and not fp8:
+        config["BLOCK_K"] //= 2
+    return config
