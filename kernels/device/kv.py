@@ -55,3 +55,23 @@ def kv_row(slot, position, table_ptr, capacity, pinned, PAGE_SIZE: tl.constexpr)
     else:
         page = tl.load(table_ptr + real * (capacity // PAGE_SIZE) + kept // PAGE_SIZE)
         return tl.cast(page, tl.int64) * PAGE_SIZE + kept % PAGE_SIZE
+
+
+@triton.jit
+def as_kept(x, DTYPE: tl.constexpr):
+    """x, fp32 or narrower, as an arena keeps it; e4m3 to the nearest, ties to even, at most 448.
+
+    Written out because the interpreter's own cast to 8 bits loses carries and NaN.
+    """
+    if DTYPE.is_fp8e4nv():
+        x = x.to(tl.float32)
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF
+        normal = bits.to(tl.float32, bitcast=True)
+        small = (x + 24576.0) - 24576.0
+        rounded = tl.where(tl.abs(x) < 0.015625, small, normal)
+        rounded = tl.where(rounded > 448.0, 448.0, tl.where(rounded < -448.0, -448.0, rounded))
+        byte = tl.where(x == x, rounded, 0.0).to(DTYPE).to(tl.uint8, bitcast=True)
+        return tl.where(x == x, byte, 127).to(tl.uint8).to(DTYPE, bitcast=True)
+    else:
+        return x.to(DTYPE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class AttentionCase:
     """Lines of `counts[b]` rows from position `starts[b]` on.
 
-    extent 0: no relative bias; log_floor 0: no log scaling; rope_theta 0: no rope.
+    extent 0: no relative bias; log_floor 0: no log scaling; rope_theta 0: no rope; append False:
+    the rows' keys and values are in the arenas already.
     """
 
     counts: tuple[int, ...]
@@ -33,6 +34,8 @@ class AttentionCase:
     log_floor: int = 0
     rope_theta: float = 0.0
     max_rows: int = 64
+    append: bool = True
+    bar: Bar | None = None
 
     @property
     def T(self) -> int:
@@ -51,7 +54,7 @@ class AttentionCase:
             "floor": self.log_floor,
             "rope": int(self.rope_theta),
             "pos": max(self.starts, default=0),
-            "kind": self.kind,
+            "kind": self.kind if self.append else f"{self.kind},append=0",
         }
         optional = ("extent", "floor", "rope")
         return ",".join(f"{k}={v}" for k, v in pairs.items() if v or k not in optional)
@@ -67,14 +70,19 @@ class AttentionCase:
                 total += 2 * min(visible, self.extent) * self.H * self.d_rel
         return total
 
-    def bytes(self, itemsize: int) -> int:
-        """q, r, out; keys and values that a line sees once, its own written once; the bank."""
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
+        """q, r, out and the bank; keys and values that a line sees, once; its own read and
+        written, where they are appended.
+        """
         head = 2 * self.D + (self.d_rel if self.extent else 0)
-        values = self.T * self.H * head + self.extent * self.d_rel
+        plain = self.T * self.H * head + self.extent * self.d_rel
+        kept = 0
         for count, start in zip(self.counts, self.starts, strict=True):
-            seen = min(start, self.window - 1) + count
-            values += 2 * (seen + count) * self.Hkv * self.D
-        return values * itemsize
+            kept += 2 * (min(start, self.window - 1) + count) * self.Hkv * self.D
+            if self.append:
+                plain += 2 * count * self.Hkv * self.D
+                kept += 2 * count * self.Hkv * self.D
+        return plain * itemsize + kept * (streamed or itemsize)
 
 
 CASES = (
@@ -140,6 +148,94 @@ CASES = (
 )
 
 
+DTYPES = ("bf16", "fp8")
+NARROW_LOADS = {
+    "plan_step": "reads a few integers a line",
+    "append_rows": "moves a row of one head a program, 2 or 4 values a thread",
+}
+
+
+def _global(
+    sessions: int,
+    context: int,
+    count: int,
+    reason: str,
+    *,
+    H: int = 32,
+    Hkv: int = 8,
+    bias: bool = True,
+    bar: Bar | None = None,
+) -> AttentionCase:
+    """The attend of a global layer of interaction-small: the last `count` rows of each context."""
+    return AttentionCase(
+        (count,) * sessions,
+        (context - count,) * sessions,
+        H,
+        Hkv,
+        128,
+        context,
+        reason,
+        kind="pages",
+        extent=1024 if bias else 0,
+        log_floor=128_000,
+        append=False,
+        bar=bar,
+    )
+
+
+def _seconds(context: int, sessions: int) -> Bar:
+    """3.6 TB/s over bf16 keys and values of 8 heads of 128."""
+    return Bar(us=round(context * sessions * 4096 / 3.6e6, 1))
+
+
+_READ = Bar(of_floor=0.97)
+BENCH_CASES = (
+    _global(1, 1024, 1, "the shortest context that is not all latency", bar=Bar(us=6.0)),
+    _global(1, 4096, 1, "as many leaves as a quarter of the machine"),
+    _global(1, 16_384, 1, "67 MB", bar=_seconds(16_384, 1)),
+    _global(1, 32_768, 1, "134 MB in one session", bar=_seconds(32_768, 1)),
+    _global(8, 4096, 1, "134 MB in eight", bar=_seconds(4096, 8)),
+    _global(8, 8192, 1, "a full window in eight sessions"),
+    _global(8, 8192, 1, "the same without bias: 3 % faster at most", bias=False),
+    _global(8, 8192, 4, "four rows a session share a tile", bar=None),
+    _global(8, 8192, 4, "the same without bias: 5 % faster at most", bias=False),
+    _global(8, 8192, 16, "sixteen rows a session, 64 places"),
+    _global(8, 8192, 64, "a full append pass"),
+    _global(8, 8192, 64, "the same without bias: 15 % faster at most", bias=False),
+    _global(8, 16_384, 1, "0.5 GB", bar=_READ),
+    _global(8, 32_768, 1, "1.1 GB", bar=_READ),
+    _global(8, 32_768, 1, "the same without bias", bias=False, bar=_READ),
+    _global(64, 8192, 1, "2.1 GB, a full machine", bar=_READ),
+    _global(64, 8192, 4, "a tick of 64 sessions"),
+    _global(64, 8192, 1, "an eighth of the model: 1 kv head", H=4, Hkv=1),
+    *(
+        AttentionCase(
+            (count,) * 64,
+            (9_000,) * 64,
+            32,
+            8,
+            128,
+            512,
+            "a sliding layer of interaction-small, 64 sessions",
+            extent=512,
+            append=False,
+        )
+        for count in (1, 4)
+    ),
+    AttentionCase((2,) * 16, (400,) * 16, 8, 8, 64, 250, "the codec's transformer", rope_theta=1e4),
+    AttentionCase(
+        (1,) * 16,
+        (9_000,) * 16,
+        32,
+        32,
+        128,
+        3000,
+        "Moshi: a kv head for every head, rope, the ring full",
+        rope_theta=1e4,
+    ),
+)
+
+
 def make_inputs(
     case: AttentionCase,
     *,
@@ -151,6 +247,7 @@ def make_inputs(
     import torch
 
     from microturn.kernels.arena import Pages, Ring
+    from microturn.kernels.draw import FP8, Draw
     from microturn.kernels.rows import RowBatch
     from microturn.kernels.streaming_attention.reference import (
         AttentionInputs,
@@ -159,24 +256,19 @@ def make_inputs(
         kv_specs,
     )
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g).to(device, dtype)
-
+    draw = Draw(seed, dtype, device)
+    kept = FP8 if draw.fp8 else draw.dtype
     num_slots = len(case.counts) + 1
-    r = draw(case.T, case.H, case.d_rel) if case.extent else None
-    x = AttentionInputs(
-        draw(case.T, case.H, case.D),
-        draw(case.T, case.Hkv, case.D),
-        draw(case.T, case.Hkv, case.D),
-        r,
-    )
+    q = draw.normal(case.T, case.H, case.D)
+    k_in = draw.normal(case.T, case.Hkv, case.D) if case.append else None
+    v_in = draw.normal(case.T, case.Hkv, case.D) if case.append else None
+    r = draw.normal(case.T, case.H, case.d_rel) if case.extent else None
+    # Stored distance by distance, [extent, d_rel]: the kernel reads 16 bytes at a time.
+    bank = draw.normal(case.extent, case.d_rel, scale=case.d_rel**-0.5).T if case.extent else None
     weights = AttentionWeights(
         window=case.window,
         scale=case.D**-0.5,
-        rel_bank=draw(case.d_rel, case.extent) / case.d_rel**0.5 if case.extent else None,
+        rel_bank=bank,
         log_floor=case.log_floor or None,
         log_alpha=0.1 if case.log_floor else 0.0,
         rope_theta=case.rope_theta or None,
@@ -186,13 +278,17 @@ def make_inputs(
         view: Ring | Pages
         if case.kind == "ring":
             shape = (num_slots, spec.capacity, *spec.shape)
-            view = Ring(torch.full(shape, float("nan"), dtype=dtype, device=device))
+            view = Ring(torch.empty(shape, dtype=kept, device=device))
         else:
             shape = (table.numel(), spec.page_size, *spec.shape)
-            view = Pages(torch.full(shape, float("nan"), dtype=dtype, device=device), table)
-        for slot, start in enumerate(case.starts):
-            past = torch.arange(max(0, start - case.window + 1), start, device=device)
-            view.write(torch.full_like(past, slot), past, draw(len(past), *spec.shape))
+            view = Pages(torch.empty(shape, dtype=kept, device=device), table)
+        if draw.meta:
+            return view
+        view.data.fill_(float("nan"))
+        for slot, (start, count) in enumerate(zip(case.starts, case.counts, strict=True)):
+            end = start if case.append else start + count
+            past = torch.arange(max(0, start - case.window + 1), end, device=device)
+            view.write(torch.full_like(past, slot), past, draw.normal(len(past), *spec.shape))
         return view
 
     k, v = kv_specs(
@@ -205,7 +301,8 @@ def make_inputs(
         cursor="rows",
     )
     pages = k.capacity // k.page_size
-    table = torch.randperm(num_slots * pages, generator=g).view(num_slots, pages)
-    table = table.to(device, torch.int32)
+    order = draw.uniform(num_slots * pages).argsort().view(num_slots, pages)
+    table = order.to(torch.int32)
     rows = RowBatch.build(range(len(case.counts)), case.counts, case.starts, device=device)
-    return OpInputs(x, weights, KVState(arena(k, table), arena(v, table)), rows)
+    state = KVState(arena(k, table), arena(v, table))
+    return OpInputs(AttentionInputs(q, k_in, v_in, r), weights, state, rows)

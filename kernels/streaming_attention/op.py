@@ -115,5 +115,7 @@ def streaming_attention(
         heads = (num_kv_heads, x.q.shape[2])
         _check_arena("k", state.k, heads, weights.window, rows)
         _check_arena("v", state.v, heads, weights.window, rows)
-    reference = pick(OP, x.q.device, streaming_attention_reference)
-    return reference(x, weights, state, rows, out=out)
+        run = pick(OP, x.q.device, streaming_attention_reference)
+    else:
+        run = streaming_attention_reference
+    return run(x, weights, state, rows, out=out)
