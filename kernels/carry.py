@@ -126,12 +126,13 @@ class LineArguments(NamedTuple):
 
     tensors   state, parity, row_offsets, slot_ids, exec_mask as bytes, positions
     strides   of state, between its copies and between its slots
-    constants UP: rows here for each row of the caller (`RowBatch.origin`); SEARCH: see
-              `device.lines`; HAS_STATE
+    numbers   B and halvings: see `device.lines`
+    constants UP: rows here for each row of the caller (`RowBatch.origin`); HAS_STATE
     """
 
     tensors: tuple[Tensor, ...]
     strides: tuple[int, int]
+    numbers: tuple[int, int]
     constants: dict[str, Any]
     num_lines: int
 
@@ -152,7 +153,8 @@ def line_arguments(x: Tensor, state: Twice | None, rows: RowBatch | None) -> Lin
             origin.positions,
         ),
         (0, 0) if state is None else (state.data.stride(0), state.data.stride(1)),
-        {"UP": up, "SEARCH": lines.bit_length(), "HAS_STATE": state is not None},
+        (lines, lines.bit_length()),
+        {"UP": up, "HAS_STATE": state is not None},
         lines,
     )
 

@@ -19,16 +19,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from microturn.kernels.device.lines import (
-    committed,
-    line_opens,
-    line_slot,
-    line_span,
-    lines_of_rows,
-)
+from microturn.kernels.device.lines import committed, find_lines, line_facts, opens, uncommitted
 from microturn.kernels.device.numbers import elu
 from microturn.kernels.device.prefetch import prefetch_l2
-from microturn.kernels.device.window import along, window_block
+from microturn.kernels.device.window import window_block
 
 
 @triton.jit
@@ -47,6 +41,7 @@ def conv_tiles(
     parts_ptr,
     counts_ptr,
     B,
+    halvings,
     T_OUT,
     TILES,
     stride_x,
@@ -65,9 +60,7 @@ def conv_tiles(
     HAS_BIAS: tl.constexpr,
     HAS_STATE: tl.constexpr,
     SKIP: tl.constexpr,
-    SEARCH: tl.constexpr,
     SPLIT: tl.constexpr,
-    SWAP: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -75,8 +68,8 @@ def conv_tiles(
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A tile [BLOCK_T, BLOCK_N] of y over one split of the window (transposed where SWAP), or the
-    tail of a line.
+    """A tile of y over one split of the window, weights on the M side of the product and rows on
+    its N side; or the tail of a line.
 
     Every row is summed over the same blocks in the same order whatever else is in the batch. The
     last split to arrive at a tile adds all of them, first to last.
@@ -84,7 +77,6 @@ def conv_tiles(
     HISTORY: tl.constexpr = TAPS - STRIDE
     pid = tl.program_id(0)
     if pid < TILES:
-        ROWS: tl.constexpr = 1 if SWAP else 0
         WIDTH: tl.constexpr = TAPS * C
         STEPS: tl.constexpr = (WIDTH + BLOCK_K - 1) // BLOCK_K
         PER: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT
@@ -94,33 +86,27 @@ def conv_tiles(
         tile_n = pid // tiles_t // SPLIT
         n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         # A column past the end reads the last one: no mask between the loads and 16 bytes each.
-        w_row = w_ptr + along(tl.minimum(n, N - 1).to(tl.int64) * WIDTH, 1 - ROWS)
-        k = along(tl.arange(0, BLOCK_K), ROWS)
+        w_row = w_ptr + (tl.minimum(n, N - 1).to(tl.int64) * WIDTH)[:, None]
+        k = tl.arange(0, BLOCK_K)[None, :]
         first = split * PER
         last = tl.minimum(first + PER, STEPS)
         if PDL:
             if tile_t == 0:
-                _prefetch_rows(w_row, first * BLOCK_K, WIDTH, PER * BLOCK_K, ROWS)
+                _prefetch_rows(w_row, first * BLOCK_K, WIDTH, PER * BLOCK_K)
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         t = tile_t * BLOCK_T + tl.arange(0, BLOCK_T)
-        line = lines_of_rows(t, offsets_ptr, B, UP, STRIDE, 0, SEARCH)
-        slot = line_slot(line, slots_ptr, exec_ptr, offsets_ptr, B)
-        opens = line_opens(line, slot, offsets_ptr, positions_ptr)
-        start, _ = line_span(line, offsets_ptr, B, UP, STRIDE, 0)
-        runs = (slot >= 0) & (t < T_OUT)
-        if HAS_STATE:
-            kept, _ = committed(state_ptr, parity_ptr, slot, stride_copy, stride_slot)
-        else:
-            opens = opens | True
-            kept = x_ptr + slot
-        kept = along(kept, ROWS)
-        line_row = along(start * STRIDE, ROWS)
-        begin = along((t - start) * STRIDE - HISTORY, ROWS)
-        opens = along(opens, ROWS)
-        inside = along(runs, ROWS)
+        _, start, _, home = find_lines(
+            t, offsets_ptr, slots_ptr, exec_ptr, positions_ptr, parity_ptr, B, halvings, UP,
+            STRIDE, 0, HAS_STATE,
+        )  # fmt: skip
+        start = start[None, :]
+        home = home[None, :]
+        runs = (home >= 0) & (t < T_OUT)[None, :]
+        begin = (t[None, :] - start) * STRIDE - HISTORY
+        kept = committed(state_ptr, home, stride_copy, stride_slot) if HAS_STATE else x_ptr
         DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-        acc = tl.zeros((BLOCK_N, BLOCK_T) if SWAP else (BLOCK_T, BLOCK_N), tl.float32)
+        acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
         for step in tl.range(first, last, num_stages=STAGES):
             at = step * BLOCK_K + k
             if WIDTH % BLOCK_K == 0:
@@ -131,10 +117,10 @@ def conv_tiles(
                 x_ptr,
                 stride_x,
                 kept,
-                line_row,
+                start * STRIDE,
                 begin,
-                opens,
-                inside,
+                opens(home),
+                runs,
                 step,
                 C,
                 TAPS,
@@ -144,15 +130,11 @@ def conv_tiles(
                 HAS_STATE,
                 DTYPE,
                 BLOCK_K,
-                ROWS,
             )
-            if SWAP:
-                acc = tl.dot(w.to(DTYPE), x, acc, input_precision="ieee")
-            else:
-                acc = tl.dot(x, w.to(DTYPE), acc, input_precision="ieee")
-        t_at = along(t.to(tl.int64), ROWS)
-        n_at = along(n, 1 - ROWS)
-        stored = along(t < T_OUT, ROWS) & (n_at < N)
+            acc = tl.dot(w.to(DTYPE), x, acc, input_precision="ieee")
+        t_at = t.to(tl.int64)[None, :]
+        n_at = n[:, None]
+        stored = (t < T_OUT)[None, :] & (n_at < N)
         if SPLIT > 1:
             part = parts_ptr + t_at * N + n_at
             size = tl.cast(T_OUT, tl.int64) * N
@@ -167,13 +149,13 @@ def conv_tiles(
                         part + other * size, mask=stored, other=0.0, cache_modifier=".cg"
                     )
                 _finish(
-                    total, y_ptr, bias_ptr, skip_ptr, t_at, n_at, stored, inside, stride_y,
+                    total, y_ptr, bias_ptr, skip_ptr, t_at, n_at, stored, runs, stride_y,
                     stride_skip, HAS_BIAS, ELU_OUT, SKIP,
                 )  # fmt: skip
                 tl.store(count, 0)
         else:
             _finish(
-                acc, y_ptr, bias_ptr, skip_ptr, t_at, n_at, stored, inside, stride_y, stride_skip,
+                acc, y_ptr, bias_ptr, skip_ptr, t_at, n_at, stored, runs, stride_y, stride_skip,
                 HAS_BIAS, ELU_OUT, SKIP,
             )  # fmt: skip
     else:
@@ -187,11 +169,11 @@ def conv_tiles(
 
 
 @triton.jit
-def _prefetch_rows(rows, first, WIDTH: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr):
+def _prefetch_rows(rows, first, WIDTH: tl.constexpr, COUNT: tl.constexpr):
     """Elements first to first + COUNT of rows of a matrix, asked for by lines of 128 bytes."""
     LINE: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth
     LINES: tl.constexpr = triton.next_power_of_2((COUNT + LINE - 1) // LINE)
-    at = first + along(tl.arange(0, LINES), ROWS) * LINE
+    at = first + tl.arange(0, LINES)[None, :] * LINE
     prefetch_l2(rows + tl.minimum(at, WIDTH - 1))
 
 
@@ -247,11 +229,12 @@ def keep_tail(
 
     A line shorter than its history moves what is left of the old tail to the front.
     """
-    slot = line_slot(line, slots_ptr, exec_ptr, offsets_ptr, B)
-    if slot >= 0:
-        opens = line_opens(line, slot, offsets_ptr, positions_ptr)
-        start, length = line_span(line, offsets_ptr, B, UP, 1, 0)
-        old, new = committed(state_ptr, parity_ptr, slot, stride_copy, stride_slot)
+    start, length, home = line_facts(
+        line, offsets_ptr, slots_ptr, exec_ptr, positions_ptr, parity_ptr, B, UP, 1, 0, True
+    )
+    if home >= 0:
+        old = committed(state_ptr, home, stride_copy, stride_slot)
+        new = uncommitted(state_ptr, home, stride_copy, stride_slot)
         for at in tl.range(0, HISTORY * C, BLOCK):
             kept = at + tl.arange(0, BLOCK)
             inside = kept < HISTORY * C
@@ -265,7 +248,7 @@ def keep_tail(
             value = x.to(tl.float32)
             if ELU:
                 value = elu(value)
-            past = before & ~opens
+            past = before & ~opens(home)
             last = tl.load(old + (row + HISTORY) * C + kept % C, mask=inside & past, other=0.0)
             value = tl.where(past, last.to(tl.float32), value)
             tl.store(new + kept, value.to(state_ptr.dtype.element_ty), mask=inside)

@@ -69,7 +69,7 @@ def launch_conv(
         *lines.tensors,
         parts,
         counts,
-        lines.num_lines,
+        *lines.numbers,
         t,
         tiles,
         x.stride(0),
@@ -100,7 +100,6 @@ def parameters(n: int, taps: int, c: int, t: int, device: str) -> Config:
     """
     config = choose("causal_conv", device=device, T=t, N=n, K=taps * c)
     config["BLOCK_K"] = block_k(c, taps * c, config["BLOCK_K"])
-    config["BLOCK_N"] = max(16, min(config["BLOCK_N"], power_of_two(n)))
     return config
 
 

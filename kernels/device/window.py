@@ -9,19 +9,13 @@ from microturn.kernels.device.numbers import elu
 
 
 @triton.jit
-def along(values, AXIS: tl.constexpr):
-    """[R] as a column (AXIS 0) or as a row (AXIS 1) of a tile."""
-    return tl.expand_dims(values, 1 - AXIS)
-
-
-@triton.jit
 def window_block(
     x_ptr,
     stride_x,
     kept,
     line_row,
     begin,
-    opens,
+    opening,
     inside,
     step,
     C: tl.constexpr,
@@ -32,19 +26,18 @@ def window_block(
     HAS_STATE: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr,
 ):
-    """Block `step` of the windows [TAPS * C] of a tile of rows, ELU applied in fp32, as DTYPE.
+    """Block `step` of the windows [TAPS * C] of R rows, [BLOCK_K, R], ELU applied in fp32, as DTYPE.
 
-    ROWS is the axis of the tile along which rows run; the vectors below already lie along it.
+    Of the rows, [1, R]:
 
     kept     pointers to [HISTORY, C], what the last call left, after ELU (HAS_STATE)
     line_row row of x where the row's line begins
     begin    of the window, in rows of its line; the HISTORY rows before its first are negative
-    opens    the line opens its stream: before it are zeros, or copies of its first row (REPLICATE)
+    opening  the line opens its stream: before it are zeros, or copies of its first row (REPLICATE)
     inside   False: the row may be read from nowhere and gives zeros
     """
-    k = along(tl.arange(0, BLOCK_K), 1 - ROWS)
+    k = tl.arange(0, BLOCK_K)[:, None]
     if C % BLOCK_K == 0:
         tap = step // (C // BLOCK_K)
         channel = step % (C // BLOCK_K) * BLOCK_K + k
@@ -60,9 +53,9 @@ def window_block(
     if HISTORY > 0:
         before = row < 0
         if not REPLICATE:
-            keep = keep & ~(before & opens)
+            keep = keep & ~(before & opening)
         if HAS_STATE:
-            old = before & ~opens
+            old = before & ~opening
             from_x = tl.where(old, kept + (row + HISTORY) * C, from_x)
     value = tl.load(from_x + channel, mask=keep, other=0.0)
     if not ELU:

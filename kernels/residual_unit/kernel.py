@@ -17,13 +17,7 @@ import triton
 import triton.language as tl
 
 from microturn.kernels.causal_conv.kernel import keep_tail
-from microturn.kernels.device.lines import (
-    committed,
-    line_opens,
-    line_slot,
-    line_span,
-    lines_of_rows,
-)
+from microturn.kernels.device.lines import committed, find_lines, opens
 from microturn.kernels.device.numbers import elu
 from microturn.kernels.device.prefetch import prefetch_flat
 from microturn.kernels.device.window import window_block
@@ -44,6 +38,7 @@ def unit_tiles(
     exec_ptr,
     positions_ptr,
     B,
+    halvings,
     T,
     TILES,
     stride_x,
@@ -57,7 +52,6 @@ def unit_tiles(
     HAS_INNER_BIAS: tl.constexpr,
     HAS_OUTER_BIAS: tl.constexpr,
     HAS_STATE: tl.constexpr,
-    SEARCH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -68,8 +62,7 @@ def unit_tiles(
 ):
     """y = x + outer(elu(inner(elu(x)))) of BLOCK_T rows; BLOCK_H holds all of H.
 
-    Rows stand on the M side of both products, so the hidden tile goes from one to the other in
-    registers.
+    Weights stand on the M side of both products, rows on their N side.
     """
     HISTORY: tl.constexpr = TAPS - 1
     pid = tl.program_id(0)
@@ -82,39 +75,34 @@ def unit_tiles(
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         t = pid * BLOCK_T + tl.arange(0, BLOCK_T)
-        line = lines_of_rows(t, offsets_ptr, B, UP, 1, 0, SEARCH)
-        slot = line_slot(line, slots_ptr, exec_ptr, offsets_ptr, B)
-        opens = line_opens(line, slot, offsets_ptr, positions_ptr)
-        start, _ = line_span(line, offsets_ptr, B, UP, 1, 0)
-        runs = ((slot >= 0) & (t < T))[:, None]
-        if HAS_STATE:
-            kept, _ = committed(state_ptr, parity_ptr, slot, stride_copy, stride_slot)
-        else:
-            opens = opens | True
-            kept = x_ptr + slot
-        kept = kept[:, None]
-        line_row = start[:, None]
-        begin = (t - start - HISTORY)[:, None]
-        opens = opens[:, None]
+        _, start, _, home = find_lines(
+            t, offsets_ptr, slots_ptr, exec_ptr, positions_ptr, parity_ptr, B, halvings, UP, 1, 0,
+            HAS_STATE,
+        )  # fmt: skip
+        start = start[None, :]
+        home = home[None, :]
+        runs = (home >= 0) & (t < T)[None, :]
+        begin = t[None, :] - start - HISTORY
+        kept = committed(state_ptr, home, stride_copy, stride_slot) if HAS_STATE else x_ptr
         h = tl.arange(0, BLOCK_H)
-        k = tl.arange(0, BLOCK_K)
+        k = tl.arange(0, BLOCK_K)[None, :]
         # What lies past the end reads the last: no mask between the loads and 16 bytes each.
         h_in = tl.minimum(h, H - 1)
-        w_column = inner_ptr + (h_in * WIDTH)[None, :]
-        hidden = tl.zeros((BLOCK_T, BLOCK_H), tl.float32)
+        w_row = inner_ptr + (h_in * WIDTH)[:, None]
+        hidden = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
         for step in tl.range(0, (WIDTH + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
-            at = (step * BLOCK_K + k)[:, None]
+            at = step * BLOCK_K + k
             if WIDTH % BLOCK_K == 0:
-                w = tl.load(w_column + at)
+                w = tl.load(w_row + at)
             else:
-                w = tl.load(w_column + at, mask=at < WIDTH, other=0.0)
+                w = tl.load(w_row + at, mask=at < WIDTH, other=0.0)
             x = window_block(
                 x_ptr,
                 stride_x,
                 kept,
-                line_row,
+                start,
                 begin,
-                opens,
+                opens(home),
                 runs,
                 step,
                 C,
@@ -125,28 +113,29 @@ def unit_tiles(
                 HAS_STATE,
                 DTYPE,
                 BLOCK_K,
-                0,
             )
-            hidden = tl.dot(x, w, hidden, input_precision="ieee")
+            hidden = tl.dot(w, x, hidden, input_precision="ieee")
         if HAS_INNER_BIAS:
-            hidden += tl.load(inner_bias_ptr + h_in)[None, :].to(tl.float32)
+            hidden += tl.load(inner_bias_ptr + h_in)[:, None].to(tl.float32)
         hidden = elu(hidden)
         if BLOCK_H != H:
-            hidden = tl.where((h < H)[None, :], hidden, 0.0)
+            hidden = tl.where((h < H)[:, None], hidden, 0.0)
         narrow = hidden.to(DTYPE)
-        t_at = t.to(tl.int64)[:, None]
+        t_at = t.to(tl.int64)[None, :]
         for block in tl.range(0, (C + BLOCK_C - 1) // BLOCK_C, num_stages=2):
             c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-            w = tl.load(outer_ptr + (tl.minimum(c, C - 1) * H)[None, :] + h_in[:, None])
-            y = tl.dot(narrow, w, input_precision="ieee")
+            c_in = tl.minimum(c, C - 1)[:, None]
+            w = tl.load(outer_ptr + c_in * H + h_in[None, :])
+            y = tl.dot(w, narrow, input_precision="ieee")
             if HAS_OUTER_BIAS:
-                y += tl.load(outer_bias_ptr + tl.minimum(c, C - 1))[None, :].to(tl.float32)
-            stored = (t < T)[:, None] & (c < C)[None, :]
-            skip = tl.load(x_ptr + t_at * stride_x + c[None, :], mask=stored & runs, other=0.0)
+                y += tl.load(outer_bias_ptr + c_in).to(tl.float32)
+            stored = (t < T)[None, :]
+            if C % BLOCK_C != 0:
+                stored = stored & (c < C)[:, None]
+            skip = tl.load(x_ptr + t_at * stride_x + c[:, None], mask=stored & runs, other=0.0)
             y = tl.where(runs, skip.to(tl.float32) + y, 0.0)
-            tl.store(
-                y_ptr + t_at * stride_y + c[None, :], y.to(y_ptr.dtype.element_ty), mask=stored
-            )
+            to = y_ptr + t_at * stride_y + c[:, None]
+            tl.store(to, y.to(y_ptr.dtype.element_ty), mask=stored)
     else:
         if PDL:
             tl.extra.cuda.gdc_wait()

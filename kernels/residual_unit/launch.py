@@ -21,6 +21,11 @@ from microturn.kernels.residual_unit.kernel import unit_tiles
 from microturn.kernels.residual_unit.reference import ResidualUnitWeights
 from microturn.kernels.rows import RowBatch
 
+MMA_ROWS = 64
+"""The M side of a warpgroup's product; narrower ones go another way, and Triton 3.6 fails to compile
+some of them.
+"""
+
 
 def residual_unit_kernel(
     x: Tensor,
@@ -62,7 +67,6 @@ def _fused(
     h, taps, c = inner.weight.shape
     t = int(x.shape[0])
     config["BLOCK_K"] = block_k(c, taps * c, config["BLOCK_K"])
-    config["BLOCK_C"] = max(16, min(config["BLOCK_C"], power_of_two(c)))
     tiles = -(-t // config["BLOCK_T"])
     lines = line_arguments(x, state, rows)
     launch(
@@ -75,7 +79,7 @@ def _fused(
         y if outer.bias is None else outer.bias,
         y,
         *lines.tensors,
-        lines.num_lines,
+        *lines.numbers,
         t,
         tiles,
         x.stride(0),
@@ -86,7 +90,7 @@ def _fused(
         TAPS=taps,
         HAS_INNER_BIAS=inner.bias is not None,
         HAS_OUTER_BIAS=outer.bias is not None,
-        BLOCK_H=max(16, power_of_two(h)),
+        BLOCK_H=max(MMA_ROWS, power_of_two(h)),
         BLOCK_TAIL=TAIL_BLOCK,
         pdl=True,
         **lines.constants,
