@@ -24,7 +24,6 @@ import triton.language as tl
 from microturn.kernels.device.lines import committed, find_lines, opens, uncommitted
 from microturn.kernels.device.numbers import elu
 from microturn.kernels.device.prefetch import prefetch_l2
-from microturn.kernels.device.window import along
 
 
 @triton.jit

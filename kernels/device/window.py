@@ -27,7 +27,7 @@ def window_block(
     DTYPE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Block `step` of the windows [TAPS * C] of R rows, [BLOCK_K, R], ELU applied in fp32, as DTYPE.
+    """Block `step` of R windows [TAPS * C] as [BLOCK_K, R] in DTYPE, ELU applied in fp32.
 
     Of the rows, [1, R]:
 

@@ -22,8 +22,8 @@ from microturn.kernels.residual_unit.reference import ResidualUnitWeights
 from microturn.kernels.rows import RowBatch
 
 MMA_ROWS = 64
-"""The M side of a warpgroup's product; narrower ones go another way, and Triton 3.6 fails to compile
-some of them.
+"""The M side of a warpgroup's product; narrower ones take another way, where Triton 3.6 fails to
+compile.
 """
 
 
