@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def grid_barrier(counter_ptr, programs, epoch: tl.constexpr):
+def grid_barrier(counter_ptr, programs, epoch):
     """Waits until every program has called it for the `epoch`-th time (from 1 on).
 
     counter_ptr one int32, zero when the kernel starts; the last stage resets it. Stores before the
