@@ -10,8 +10,8 @@ a_ptr      [T * A + SH * T, INNER]: what gate and up made: pairs by place, then 
            shared expert; INNER is the I of DESIGN 6
 parts_ptr  [T, A + SH, H]: what each choice of a row adds to it, weighted
 out_ptr    [T, H], stride_out between rows
-chosen_ptr [T, A], shared_ptr [T, SH] fp32: the weights of a row's choices
-runs_ptr   [T] int32: whether the row runs
+chosen_ptr [T, A] fp32, shared_ptr [T, SH], any float dtype and strides: weights of a row's choices
+offsets, slots, exec: the lines, see kernels/device/rows.py; LINES a power of two >= B, 0: all run
 counts_ptr one int32 for each BLOCK_N of H, zero before and after
 size, tiles, pairs: see kernels/device/experts.py
 
@@ -273,19 +273,22 @@ def _combine(
     h,
     parts_ptr,
     out_ptr,
-    runs_ptr,
+    offsets_ptr,
+    slots_ptr,
+    exec_ptr,
+    B,
     T,
     stride_out,
     H: tl.constexpr,
     CHOICES: tl.constexpr,
-    ALL_RUN: tl.constexpr,
+    LINES: tl.constexpr,
     CACHE: tl.constexpr,
 ):
     """out = the parts of each row, first to last, zeros where it does not run: [t, h]."""
     inside = (t < T)[:, None] & (h < H)[None, :]
     runs = t < T
-    if not ALL_RUN:
-        runs = tl.load(runs_ptr + t, mask=t < T, other=0) != 0
+    if LINES > 0:
+        runs = runs & rows_run(t, offsets_ptr, slots_ptr, exec_ptr, B, LINES)
     read = inside & runs[:, None]
     part = parts_ptr + t.to(tl.int64)[:, None] * (CHOICES * H) + h[None, :]
     total = tl.load(part, mask=read, other=0.0, cache_modifier=CACHE).to(tl.float32)
@@ -308,7 +311,9 @@ def down_decode(
     out_ptr,
     chosen_ptr,
     shared_ptr,
-    runs_ptr,
+    offsets_ptr,
+    slots_ptr,
+    exec_ptr,
     size_ptr,
     tiles_ptr,
     pairs_ptr,
@@ -323,14 +328,17 @@ def down_decode(
     stride_shse,
     stride_shsn,
     stride_out,
+    stride_t,
+    stride_s,
+    B,
     H: tl.constexpr,
     INNER: tl.constexpr,
     A: tl.constexpr,
     SH: tl.constexpr,
     FP8: tl.constexpr,
-    ALL_RUN: tl.constexpr,
     SHARED_FP8: tl.constexpr,
     LINE: tl.constexpr,
+    AHEAD: tl.constexpr,
     LINES: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_SHARED_T: tl.constexpr,
@@ -344,7 +352,7 @@ def down_decode(
 
     Programs as in gate_up_decode. The last to arrive at a tile of H adds what all have left there,
     COMBINE_T rows at a time (0: another launch adds).
-    LINE inputs are a cache line of weights; LINES of them are asked for before a is complete.
+    LINE inputs are a cache line of weights; AHEAD of them are asked for before a is complete.
     """
     TILES_N: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     CHOICES: tl.constexpr = A + SH
@@ -354,7 +362,7 @@ def down_decode(
     routed = pid - shared_programs
     tile_n = routed % TILES_N
     n = tl.arange(0, BLOCK_N)
-    line = tl.minimum(tl.arange(0, LINES) * LINE, INNER - 1)
+    line = tl.minimum(tl.arange(0, AHEAD) * LINE, INNER - 1)
     arrivals = SH * blocks
     here = True
     if A > 0:
@@ -375,7 +383,7 @@ def down_decode(
                 tl.extra.cuda.gdc_launch_dependents()
             t = pid % blocks * BLOCK_SHARED_T + tl.arange(0, BLOCK_SHARED_T)
             row = tl.minimum(t, T - 1).to(tl.int64)
-            share = tl.load(shared_ptr + row * SH + expert)
+            share = tl.load(shared_ptr + row * stride_t + expert * stride_s).to(tl.float32)
             _down(
                 a_ptr + (tl.cast(T, tl.int64) * A + expert * T + row) * INNER,
                 t < T,
@@ -450,12 +458,15 @@ def down_decode(
                         columns,
                         parts_ptr,
                         out_ptr,
-                        runs_ptr,
+                        offsets_ptr,
+                        slots_ptr,
+                        exec_ptr,
+                        B,
                         T,
                         stride_out,
                         H,
                         CHOICES,
-                        ALL_RUN,
+                        LINES,
                         ".cg",
                     )
                 tl.store(counts_ptr + tile_n, 0)
@@ -604,6 +615,8 @@ def down_prefill(
     tiles_ptr,
     pairs_ptr,
     T,
+    stride_t,
+    stride_s,
     H: tl.constexpr,
     INNER: tl.constexpr,
     A: tl.constexpr,
@@ -653,7 +666,7 @@ def down_prefill(
             expert = work // TILES_N // blocks
             t = work // TILES_N % blocks * BLOCK_T + r
             row = tl.minimum(t, T - 1).to(tl.int64)
-            share = tl.load(shared_ptr + row * SH + expert)
+            share = tl.load(shared_ptr + row * stride_t + expert * stride_s).to(tl.float32)
             acc = _rows_times_weights(
                 a_ptr + (tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row) * INNER,
                 t < T,
@@ -674,12 +687,15 @@ def down_prefill(
 def combine_parts(
     parts_ptr,
     out_ptr,
-    runs_ptr,
+    offsets_ptr,
+    slots_ptr,
+    exec_ptr,
     T,
     stride_out,
+    B,
     H: tl.constexpr,
     CHOICES: tl.constexpr,
-    ALL_RUN: tl.constexpr,
+    LINES: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,
@@ -690,7 +706,22 @@ def combine_parts(
         tl.extra.cuda.gdc_launch_dependents()
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    _combine(t, h, parts_ptr, out_ptr, runs_ptr, T, stride_out, H, CHOICES, ALL_RUN, "")
+    _combine(
+        t,
+        h,
+        parts_ptr,
+        out_ptr,
+        offsets_ptr,
+        slots_ptr,
+        exec_ptr,
+        B,
+        T,
+        stride_out,
+        H,
+        CHOICES,
+        LINES,
+        "",
+    )
 
 
 @triton.jit
@@ -698,7 +729,6 @@ def _mark_pairs(
     p,
     topk_ids_ptr,
     experts_ptr,
-    runs_ptr,
     offsets_ptr,
     slots_ptr,
     exec_ptr,
@@ -708,14 +738,13 @@ def _mark_pairs(
     A: tl.constexpr,
     LINES: tl.constexpr,
 ):
-    """Writes the experts of pairs p, E where the row does not run, and says so of the row."""
+    """Writes the experts of pairs p, E where the row does not run."""
     row = p // A
     runs = p < P
     if LINES > 0:
         runs = runs & rows_run(row, offsets_ptr, slots_ptr, exec_ptr, B, LINES)
     ids = tl.load(topk_ids_ptr + p, mask=runs, other=E)
     tl.store(experts_ptr + p, ids, mask=p < P)
-    tl.store(runs_ptr + row, runs.to(tl.int32), mask=(p < P) & (p % A == 0))
     return ids
 
 
@@ -723,7 +752,6 @@ def _mark_pairs(
 def list_pairs(
     topk_ids_ptr,
     experts_ptr,
-    runs_ptr,
     offsets_ptr,
     slots_ptr,
     exec_ptr,
@@ -749,7 +777,6 @@ def list_pairs(
             start + tl.arange(0, CHUNK),
             topk_ids_ptr,
             experts_ptr,
-            runs_ptr,
             offsets_ptr,
             slots_ptr,
             exec_ptr,
@@ -767,7 +794,6 @@ def list_pairs(
 def count_pairs(
     topk_ids_ptr,
     experts_ptr,
-    runs_ptr,
     offsets_ptr,
     slots_ptr,
     exec_ptr,
@@ -801,7 +827,6 @@ def count_pairs(
             p,
             topk_ids_ptr,
             experts_ptr,
-            runs_ptr,
             offsets_ptr,
             slots_ptr,
             exec_ptr,

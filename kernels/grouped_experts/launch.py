@@ -20,7 +20,7 @@ from microturn.kernels.grouped_experts.layout import regime
 from microturn.kernels.grouped_experts.reference import ExpertInputs, ExpertWeights
 from microturn.kernels.launch import device_name, launch, num_sms, zeroed
 from microturn.kernels.quantized import Quantized, Weight
-from microturn.kernels.router.work import TILE_ROWS, ExpertWork, padded
+from microturn.kernels.router.work import TILE_ROWS, ExpertWork, padded, rows_on_device
 from microturn.kernels.rows import RowBatch
 
 CACHE_LINE = 128
@@ -81,23 +81,23 @@ def grouped_experts_kernel(
     work = routing.work
     if a and (work is None or not work.fits(x.x, routing.topk_ids, rows)):
         work = _listed(routing.topk_ids, sizes, rows, TILE_ROWS if decode else up["BLOCK_T"])
-    runs = None if rows is None else work.runs if work is not None else _runs(sizes, rows)
+    lines, b = ((y, y, y), 0) if rows is None else (rows_on_device(rows), rows.num_lines)
+    most = 0 if rows is None else padded(b)
     lists = (y, y, y) if work is None else (work.size, work.tiles, work.pairs)
     a_rows = x.x.new_empty(t * (a + sh), sizes.i)
     kept = torch.float32 if decode else y.dtype
     parts = torch.empty(t, a + sh, h, dtype=kept, device=y.device)
     args = (x, w13, w2, shared_w13, shared_w2, a_rows, parts, y, lists, sizes, facts)
     if streams:
-        _stream(*args, up, runs, 0 if work is None else work.bound, combine=decode)
+        _stream(*args, up, lines, b, most, 0 if work is None else work.bound, combine=decode)
     else:
         _multiply(*args, up)
     if not decode:
         config = choose("grouped_experts", "combine", **facts)
         grid = (-(-t // config["BLOCK_T"]), -(-h // config["BLOCK_H"]))
-        marks = y if runs is None else runs
         launch(
-            kernel.combine_parts, grid, parts, y, marks, t, y.stride(0), H=h, CHOICES=a + sh,
-            ALL_RUN=runs is None, pdl=True, **config,
+            kernel.combine_parts, grid, parts, y, *lines, t, y.stride(0), b, H=h, CHOICES=a + sh,
+            LINES=most, pdl=True, **config,
         )  # fmt: skip
     return y
 
@@ -115,7 +115,9 @@ def _stream(
     s: _Sizes,
     facts: dict[str, Any],
     up: Config,
-    runs: Tensor | None,
+    lines: tuple[Tensor, ...],
+    b: int,
+    most: int,
     bound: int,
     combine: bool,
 ) -> None:
@@ -134,19 +136,20 @@ def _stream(
     config = _fit(choose("grouped_experts", "down", **facts), x.x, facts["fp8"])
     blocks = -(-s.t // config["BLOCK_SHARED_T"])
     tiles = -(-s.h // config["BLOCK_N"])
-    # All of a short row, so that a tile is on its way before its rows of a are there.
+    # A tile is on its way to L2 before its rows of a are there.
     line = CACHE_LINE // w2.values.element_size()
-    lines = padded(min(-(-s.i // line), config.pop("LINES")))
+    ahead = padded(min(-(-s.i // line), config.pop("AHEAD")))
     if not combine:
         config["COMBINE_T"] = 0
+    weights = x.routing.shared_weights
     launch(
         kernel.down_decode, ((s.sh * blocks + bound) * tiles,),
         a_rows, w2.values, w2.scales, shared_w2.values, shared_w2.scales, parts, y,
-        x.routing.topk_weights, x.routing.shared_weights, y if runs is None else runs, *lists,
+        x.routing.topk_weights, weights, *lines, *lists,
         zeroed("grouped_experts", 1 << 12, y.device),
-        s.t, *w2.strides, *shared_w2.strides, y.stride(0),
+        s.t, *w2.strides, *shared_w2.strides, y.stride(0), *weights.stride(), b,
         H=s.h, INNER=s.i, A=s.a, SH=s.sh, FP8=w2.fp8, SHARED_FP8=shared_w2.fp8,
-        ALL_RUN=runs is None, LINE=line, LINES=lines, pdl=True, **config,
+        LINE=line, AHEAD=ahead, LINES=most, pdl=True, **config,
     )  # fmt: skip
 
 
@@ -179,6 +182,7 @@ def _multiply(
         kernel.down_prefill, (programs * config.pop("PER_SM"),),
         a_rows, _descriptor(w2.values, block), _descriptor(shared_w2.values, block), parts,
         x.routing.topk_weights, x.routing.shared_weights, *lists, s.t,
+        *x.routing.shared_weights.stride(),
         H=s.h, INNER=s.i, A=s.a, SH=s.sh, pdl=True, **config,
     )  # fmt: skip
 
@@ -194,13 +198,11 @@ def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) 
         "E": s.e, "A": s.a, "BINS": bins, "TILE_ROWS": tile_rows,
         "LINES": 0 if rows is None else padded(rows.num_lines),
     }  # fmt: skip
-    lines = (ids, ids, ids)
-    if rows is not None:
-        lines = (rows.row_offsets, rows.slot_ids, rows.exec_mask.view(torch.uint8))
+    lines = (ids, ids, ids) if rows is None else rows_on_device(rows)
     if regime(s.t) == "decode":
         launch(
             kernel.list_pairs, (1,),
-            ids, work.experts, work.runs, *lines, work.size, work.tiles, work.pairs, pairs, b,
+            ids, work.experts, *lines, work.size, work.tiles, work.pairs, pairs, b,
             CHUNK=128 if pairs > 32 else 32, pdl=True, **sizes,
         )  # fmt: skip
         return work
@@ -208,7 +210,7 @@ def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) 
     firsts = torch.empty(spans, bins, dtype=torch.int32, device=device)
     launch(
         kernel.count_pairs, (spans,),
-        ids, work.experts, work.runs, *lines, work.size, work.tiles, firsts,
+        ids, work.experts, *lines, work.size, work.tiles, firsts,
         zeroed("grouped_experts.pairs", 1, device), pairs, b,
         SPAN=SPAN, CHUNK=256, ROWS=16, pdl=True, num_warps=8, **sizes,
     )  # fmt: skip
@@ -217,15 +219,6 @@ def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) 
         E=s.e, BINS=bins, SPAN=SPAN, CHUNK=128, pdl=True,
     )  # fmt: skip
     return work
-
-
-def _runs(s: _Sizes, rows: RowBatch) -> Tensor:
-    """[T] int32 of a step that routes nothing: 1 where the row runs."""
-    t = torch.arange(s.t, device=rows.positions.device)
-    line = torch.searchsorted(rows.row_offsets[1:], t, right=True)
-    runs = torch.zeros(rows.num_lines + 1, dtype=torch.int32, device=t.device)
-    runs[:-1] = rows.exec_mask & (rows.slot_ids >= 0)
-    return runs[line]
 
 
 def _matrix(weight: Weight) -> _Matrix:

@@ -7,7 +7,7 @@ scale_ptr   [1] any float dtype, times `scale`
 ids_ptr     [T, A] int32; weights_ptr [T, A], shared_ptr [T, SH] fp32
 parts_ptr   [SPLIT, T, N] fp32: what each chunk of H adds to the logits
 counts_ptr  [row blocks + 1] int32, zero before and after
-experts_ptr [T, A] int32: ids, E where the row does not run; runs_ptr [T] int32
+experts_ptr [T, A] int32: ids, E where the row does not run
 size, tiles, pairs: see kernels/device/experts.py
 offsets, slots, exec: the lines, see kernels/device/rows.py
 """
@@ -32,7 +32,6 @@ def _select(
     shared_ptr,
     parts_ptr,
     experts_ptr,
-    runs_ptr,
     offsets_ptr,
     slots_ptr,
     exec_ptr,
@@ -74,10 +73,8 @@ def _select(
     scores = tl.where(scores == scores, tl.maximum(scores, -3.0e38), float("inf"))
     scores = tl.where((e < E)[None, :], scores, float("-inf"))
     runs = inside
-    if LISTED:
-        if LINES > 0:
-            runs = runs & rows_run(rows, offsets_ptr, slots_ptr, exec_ptr, B, LINES)
-        tl.store(runs_ptr + rows, runs.to(tl.int32), mask=inside)
+    if LISTED and LINES > 0:
+        runs = runs & rows_run(rows, offsets_ptr, slots_ptr, exec_ptr, B, LINES)
     chosen = tl.full((ROWS, A_PAD), float("-inf"), tl.float32)
     for choice in tl.static_range(A):
         _, expert = tl.max(scores, axis=1, return_indices=True)
@@ -124,7 +121,6 @@ def route(
     parts_ptr,
     counts_ptr,
     experts_ptr,
-    runs_ptr,
     size_ptr,
     tiles_ptr,
     pairs_ptr,
@@ -220,7 +216,6 @@ def route(
                 shared_ptr,
                 parts_ptr,
                 experts_ptr,
-                runs_ptr,
                 offsets_ptr,
                 slots_ptr,
                 exec_ptr,

@@ -9,7 +9,7 @@ from microturn.kernels.configs import choose
 from microturn.kernels.launch import device_name, launch, zeroed
 from microturn.kernels.router.kernel import route
 from microturn.kernels.router.reference import RouterWeights, Routing
-from microturn.kernels.router.work import DECODE_ROWS, TILE_ROWS, ExpertWork, padded
+from microturn.kernels.router.work import DECODE_ROWS, TILE_ROWS, ExpertWork, padded, rows_on_device
 from microturn.kernels.rows import RowBatch
 
 CHUNK = 512
@@ -43,14 +43,14 @@ def router_kernel(
         if not all(v.is_contiguous() for v in (ids, chosen, shared)):
             raise ValueError("router: out must be contiguous on a GPU; write into a fresh Routing")
     work = ExpertWork(t, a, e, x.device) if listed else None
-    lists = (ids,) * 5
+    lists = (ids,) * 4
     if work is not None:
         work.scratch = (parts,)
-        lists = (work.experts, work.runs, work.size, work.tiles, work.pairs)
+        lists = (work.experts, work.size, work.tiles, work.pairs)
     scale, factor = weights.scale, 1.0
     if not isinstance(scale, Tensor):
         scale, factor = _one(x.device), float(scale)
-    lines = (ids, ids, ids) if rows is None else _lines(rows)
+    lines = (ids, ids, ids) if rows is None else rows_on_device(rows)
     blocks = -(-t // config["BLOCK_T"])
     launch(
         route,
@@ -92,10 +92,6 @@ def router_kernel(
     if work is not None:
         work.made_of(x, ids, rows)
     return Routing(ids, chosen, shared, work)
-
-
-def _lines(rows: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
-    return rows.row_offsets, rows.slot_ids, rows.exec_mask.view(torch.uint8)
 
 
 _ones: dict[torch.device, Tensor] = {}

@@ -20,6 +20,11 @@ def padded(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def rows_on_device(rows: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The lines as kernels take them: offsets, slots, and whether each runs, as bytes."""
+    return rows.row_offsets, rows.slot_ids, rows.exec_mask.view(torch.uint8)
+
+
 class ExpertWork:
     """The pairs (row t, choice a) of rows that run, sorted by expert, on the device.
 
@@ -29,7 +34,6 @@ class ExpertWork:
     size  [1], how many of `tiles` there are
     tiles [bound, 4]: expert, first place, rows, 0
     pairs [T * A]: place -> pair
-    runs  [T]: 1 where the row runs
     experts [T * A]: what was sorted: ids, E where the row does not run
     scratch: what the kernel that makes the list needs until it ends; kept, so that no later
           allocation gets memory that it still reads
@@ -49,10 +53,10 @@ class ExpertWork:
         # Each expert hit begins one tile, and a further one after every `tile_rows` pairs.
         self.bound = min(pairs, num_experts + pairs // tile_rows)
         self.tile_rows = tile_rows
-        sizes = [4, 4 * self.bound, pairs, num_rows, pairs]
+        sizes = [4, 4 * self.bound, pairs, pairs]
         # One buffer; tiles begin at 16 bytes.
         buffer = torch.empty(sum(sizes), dtype=torch.int32, device=device)
-        self.size, self.tiles, self.pairs, self.runs, self.experts = torch.split(buffer, sizes)
+        self.size, self.tiles, self.pairs, self.experts = torch.split(buffer, sizes)
         self.scratch: tuple[Tensor, ...] = ()
         self._made_of: tuple[object, ...] = ()
 

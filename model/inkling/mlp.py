@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from microturn.kernels.grouped_experts import (
-    ExpertInputs,
-    ExpertWeights,
-    grouped_experts,
-    swiglu,
-)
-from microturn.kernels.linear import linear
-from microturn.kernels.router import RouterWeights, router
+from microturn.kernels.grouped_experts import ExpertInputs, ExpertWeights, grouped_experts
+from microturn.kernels.router import RouterWeights, Routing, router
 from microturn.kernels.rows import RowBatch
 from microturn.model.inkling.config import TrunkConfig
 
+DENSE_BLOCK = 2048
+"""A dense MLP of a multiple of this width is cut into blocks of it."""
+
 
 class DenseMLP(nn.Module):
-    """global_scale * w2 @ swiglu(w13 @ x): w13 [2 * W, H], w2 [H, W], global_scale [1]."""
+    """global_scale * w2 @ swiglu(w13 @ x): w13 [2 * W, H], w2 [H, W], global_scale [1].
+
+    The blocks of its width are experts that every row goes to, each weighted by global_scale.
+    """
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
@@ -35,7 +35,15 @@ class DenseMLP(nn.Module):
 
     def forward(self, x: Tensor, rows: RowBatch) -> Tensor:
         """x [T, H], normed -> [T, H]."""
-        return linear(swiglu(linear(x, self.w13)), self.w2) * self.global_scale
+        hidden, width = self.w2.shape
+        block = DENSE_BLOCK if width % DENSE_BLOCK == 0 else width
+        w13 = self.w13.view(-1, 2 * block, hidden)
+        w2 = self.w2.view(hidden, -1, block).transpose(0, 1)
+        scale = self.global_scale.expand(x.shape[0], w13.shape[0])
+        nobody = torch.empty(x.shape[0], 0, dtype=torch.int32, device=x.device)
+        routing = Routing(nobody, scale[:, :0], scale)
+        weights = ExpertWeights(w13[:0], w2[:0], w13, w2)
+        return grouped_experts(ExpertInputs(x, routing), weights, None, rows)
 
 
 class ExpertsMLP(nn.Module):
