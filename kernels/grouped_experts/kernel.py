@@ -4,8 +4,8 @@ x_ptr      [T, H], stride_x between rows
 w13        [E, 2 * INNER, H] of the routed experts, shared_w13 [SH, 2 * INNER, H]; rows
            alternate gate and up
 w2         [E, H, INNER], shared_w2 [SH, H, INNER]
-           each with strides between experts and between rows; 8 bits: scales, one byte a row and
-           128 inputs, with strides of their own
+           each with strides between experts and between rows; 8 bits: int16, two e4m3 each, and
+           scales, one byte a row and 128 inputs, with strides of their own
 a_ptr      [T * A + SH * T, INNER]: what gate and up made: pairs by place, then the rows of each
            shared expert; INNER is the I of DESIGN 6
 parts_ptr  [T, A + SH, H]: what each choice of a row adds to it, weighted
@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from microturn.kernels.device.experts import list_experts, list_tiles, place_pairs, rows_run
+from microturn.kernels.device.fp8 import from_e4m3_pairs
 from microturn.kernels.device.numbers import power_of_two, silu
 from microturn.kernels.device.prefetch import prefetch_l2
 
@@ -42,33 +43,37 @@ def _weights_times_rows(
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    ASM: tl.constexpr,
 ):
     """[BLOCK_N, BLOCK_T] fp32 of rows of weights (pointers [BLOCK_N]) and of x (pointers [BLOCK_T],
     those that are not x_in read nothing).
     """
+    # 8-bit weights come two to an element.
+    STEP: tl.constexpr = BLOCK_K // 2 if FP8 else BLOCK_K
     k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-    w_at = w_row[:, None]
+    w_at = w_row[:, None] + tl.arange(0, STEP)[None, :]
     x_at = x_row[None, :]
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     exponents = tl.zeros((BLOCK_N,), tl.uint8)
     if FP8:
         exponents = tl.load(scale_row)
-    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        at = start + k
+    for step in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
+        at = step * BLOCK_K + k
         if K % BLOCK_K == 0:
-            w = tl.load(w_at + at[None, :], eviction_policy="evict_first")
+            w = tl.load(w_at + step * STEP, eviction_policy="evict_first")
             x = tl.load(
                 x_at + at[:, None], mask=x_in[None, :], other=0.0, eviction_policy="evict_last"
             )
         else:
-            in_k = at < K
-            w = tl.load(w_at + at[None, :], mask=in_k[None, :], other=0.0)
-            x = tl.load(x_at + at[:, None], mask=in_k[:, None] & x_in[None, :], other=0.0)
+            in_w = step * STEP + tl.arange(0, STEP) < (K // 2 if FP8 else K)
+            w = tl.load(w_at + step * STEP, mask=in_w[None, :], other=0)
+            x = tl.load(x_at + at[:, None], mask=(at < K)[:, None] & x_in[None, :], other=0.0)
         if FP8:
             # A block of inputs has one power of two a row: it may scale the sum, exactly.
             scale = power_of_two(exponents, tl.float32)
-            exponents = tl.load(scale_row + tl.minimum(start + BLOCK_K, K - 1) // 128)
-            acc += tl.dot(w.to(x.dtype), x, input_precision="ieee") * scale[:, None]
+            exponents = tl.load(scale_row + tl.minimum(step + 1, (K - 1) // 128))
+            w = from_e4m3_pairs(w, x.dtype, ASM)
+            acc += tl.dot(w, x, input_precision="ieee") * scale[:, None]
         else:
             acc = tl.dot(w, x, acc, input_precision="ieee")
     return acc
@@ -92,6 +97,7 @@ def _gate_up(
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    ASM: tl.constexpr,
 ):
     """Rows of x through one tile of one expert's w13, to their rows of a."""
     m = tl.arange(0, BLOCK_N)
@@ -109,6 +115,7 @@ def _gate_up(
         BLOCK_T,
         BLOCK_K,
         STAGES,
+        ASM,
     )
     halves = acc.reshape(BLOCK_N // 16, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
     gate, up = halves.split()
@@ -146,6 +153,8 @@ def gate_up_decode(
     FP8: tl.constexpr,
     SHARED_FP8: tl.constexpr,
     EARLY: tl.constexpr,
+    LINE: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_SHARED_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -156,7 +165,8 @@ def gate_up_decode(
     """a = silu(gate) * up. Programs: shared experts, tiles of w13, blocks of rows; then expert
     tiles, tiles of w13. Weights are read once for each block of rows.
 
-    EARLY: x was complete before this launch could start, so shared experts' programs do not wait.
+    EARLY: x was complete before this launch could start, so shared experts' programs do not wait;
+    else they ask for AHEAD cache lines of LINE inputs of each row of weights before they do.
     """
     TILES_N: tl.constexpr = (2 * INNER + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
@@ -170,8 +180,8 @@ def gate_up_decode(
         s = shared_scales_ptr + expert * stride_shse
         if PDL and not EARLY:
             n = tl.minimum(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), 2 * INNER - 1)
-            k = tl.arange(0, BLOCK_K)
-            prefetch_l2(w + n[:, None].to(tl.int64) * stride_shn + k[None, :])
+            line = tl.minimum(tl.arange(0, AHEAD) * LINE, (H // 2 if SHARED_FP8 else H) - 1)
+            prefetch_l2(w + n[:, None].to(tl.int64) * stride_shn + line[None, :])
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         t = pid % blocks * BLOCK_SHARED_T + tl.arange(0, BLOCK_SHARED_T)
@@ -194,6 +204,7 @@ def gate_up_decode(
             BLOCK_SHARED_T,
             BLOCK_K,
             STAGES,
+            PDL,
         )
     elif A > 0:
         if PDL:
@@ -224,6 +235,7 @@ def gate_up_decode(
                 BLOCK_T,
                 BLOCK_K,
                 STAGES,
+                PDL,
             )
 
 
@@ -246,6 +258,7 @@ def _down(
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    ASM: tl.constexpr,
 ):
     """Rows of a through one tile of one expert's w2, weighted, to their parts."""
     h = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -261,6 +274,7 @@ def _down(
         BLOCK_T,
         BLOCK_K,
         STAGES,
+        ASM,
     )
     inside = (h < H)[:, None] & a_in[None, :]
     part = parts_ptr + part_row[None, :] * H + h[:, None]
@@ -362,7 +376,7 @@ def down_decode(
     routed = pid - shared_programs
     tile_n = routed % TILES_N
     n = tl.arange(0, BLOCK_N)
-    line = tl.minimum(tl.arange(0, AHEAD) * LINE, INNER - 1)
+    line = tl.minimum(tl.arange(0, AHEAD) * LINE, (INNER // 2 if FP8 or SHARED_FP8 else INNER) - 1)
     arrivals = SH * blocks
     here = True
     if A > 0:
@@ -402,6 +416,7 @@ def down_decode(
                 BLOCK_SHARED_T,
                 BLOCK_K,
                 STAGES,
+                PDL,
             )
         elif A > 0:
             tile = routed // TILES_N
@@ -445,6 +460,7 @@ def down_decode(
                     BLOCK_T,
                     BLOCK_K,
                     STAGES,
+                    PDL,
                 )
         if COMBINE_T > 0:
             tl.debug_barrier()

@@ -123,6 +123,7 @@ def _stream(
 ) -> None:
     """The launches that stream weights past the rows: of decode steps, and of 8-bit weights."""
     config = _fit(up, x.x, facts["fp8"])
+    line = CACHE_LINE // w2.values.element_size()
     blocks = -(-s.t // config["BLOCK_SHARED_T"])
     tiles = -(-2 * s.i // config["BLOCK_N"])
     launch(
@@ -131,14 +132,14 @@ def _stream(
         s.t, x.x.stride(0), *w13.strides, *shared_w13.strides,
         H=s.h, INNER=s.i, A=s.a, SH=s.sh, FP8=w13.fp8, SHARED_FP8=shared_w13.fp8,
         # Whoever listed the experts had waited for x, and only then let this launch start.
-        EARLY=s.a > 0, pdl=True, **config,
+        EARLY=s.a > 0, LINE=line, AHEAD=8, pdl=True, **config,
     )  # fmt: skip
     config = _fit(choose("grouped_experts", "down", **facts), x.x, facts["fp8"])
     blocks = -(-s.t // config["BLOCK_SHARED_T"])
     tiles = -(-s.h // config["BLOCK_N"])
     # A tile is on its way to L2 before its rows of a are there.
-    line = CACHE_LINE // w2.values.element_size()
-    ahead = padded(min(-(-s.i // line), config.pop("AHEAD")))
+    inputs = s.i // 2 if facts["fp8"] else s.i
+    ahead = padded(min(-(-inputs // line), config.pop("AHEAD")))
     if not combine:
         config["COMBINE_T"] = 0
     weights = x.routing.shared_weights
@@ -222,17 +223,18 @@ def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) 
 
 
 def _matrix(weight: Weight) -> _Matrix:
-    fp8 = isinstance(weight, Quantized)
     values = weight.values if isinstance(weight, Quantized) else weight
-    scales = weight.scales.view(torch.uint8) if isinstance(weight, Quantized) else values
     if values.stride(-1) != 1 and values.numel():
         raise ValueError(
             f"grouped_experts: the last axis of a weight must be dense, got strides "
             f"{values.stride()}; call contiguous() on it"
         )
-    expert, row, _ = values.stride()
-    scale_expert, scale_row, _ = scales.stride() if fp8 else (0, 0, 0)
-    return _Matrix(values, scales, (expert, row, scale_expert, scale_row), fp8)
+    if not isinstance(weight, Quantized):
+        return _Matrix(values, values, (values.stride(0), values.stride(1), 0, 0), False)
+    # Two to an element, as a thread of the matrix unit takes them.
+    values, scales = values.view(torch.int16), weight.scales.view(torch.uint8)
+    strides = (values.stride(0), values.stride(1), scales.stride(0), scales.stride(1))
+    return _Matrix(values, scales, strides, True)
 
 
 def _descriptor(values: Tensor, block: list[int]) -> TensorDescriptor:

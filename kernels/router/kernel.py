@@ -144,6 +144,7 @@ def route(
     TILE_ROWS: tl.constexpr,
     LIST_CHUNK: tl.constexpr,
     CHUNK: tl.constexpr,
+    LINE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -156,7 +157,8 @@ def route(
 
     A logit is the sum of its chunks' sums, first to last, whichever programs make them. The last
     program of a block of rows selects for it, SELECT rows at a time; with LISTED, the last of all
-    lists the experts. Dependents may start once x is complete: they may read x before they wait.
+    lists the experts. LINE inputs are a cache line of the gate.
+    Dependents may start once x is complete: they may read x before they wait.
     """
     N: tl.constexpr = E + SH
     STEPS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
@@ -173,9 +175,8 @@ def route(
     if SPLIT > 1:
         last = min(first + PER, STEPS)
     if PDL:
-        for step in tl.static_range(PER):
-            if (first + step) * BLOCK_K < H:
-                prefetch_l2(gate_row + ((first + step) * BLOCK_K + k)[None, :])
+        line = tl.minimum(first * BLOCK_K + tl.arange(0, CHUNK // LINE) * LINE, H - 1)
+        prefetch_l2(gate_row + line[None, :])
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)

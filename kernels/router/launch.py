@@ -83,6 +83,7 @@ def router_kernel(
         TILE_ROWS=TILE_ROWS,
         LIST_CHUNK=128 if t * a > 32 else 32,
         CHUNK=CHUNK,
+        LINE=128 // weights.weight.element_size(),
         SPLIT=split,
         pdl=True,
         **config,
