@@ -47,8 +47,8 @@ class ConvCase:
 
 CASES = (
     ConvCase(0, 0, 16, 16, 3, 1, "no lines"),
-    ConvCase(1, 4, 128, 256, 7, 1, "first convolution of the tiny decoder, a tick", elu=False),
-    ConvCase(1, 2400, 16, 1, 3, 1, "last convolution of the tiny decoder, a tick: one channel out"),
+    ConvCase(1, 4, 128, 96, 7, 1, "first convolution of the tiny decoder, a tick", elu=False),
+    ConvCase(1, 600, 16, 1, 3, 1, "last convolution of the tiny decoder: one channel out"),
     ConvCase(3, 15, 32, 64, 10, 5, "a strided level of the encoder"),
     ConvCase(2, 4, 48, 48, 4, 2, "the downsampler", replicate=True, elu=False, bias=False),
     ConvCase(5, 3, 7, 9, 4, 1, "prime rows, odd widths, fewer rows than history"),

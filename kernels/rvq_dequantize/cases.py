@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ class DequantizeCase:
     d: int
     D: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -29,11 +30,11 @@ class DequantizeCase:
 
     @property
     def flops(self) -> int:
-        return self.T * (self.q * self.d + 4 * self.d * self.D)
+        return self.T * self.q * self.D
 
-    def bytes(self, itemsize: int) -> int:
-        values = self.T * self.q * self.d + 2 * self.d * self.D + self.T * self.D
-        return values * itemsize + 8 * self.T * self.q
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
+        """Rows of books with the projection folded in, fp32."""
+        return self.T * (4 * self.q * self.D + self.D * itemsize + 8 * self.q)
 
 
 CASES = (
@@ -41,6 +42,10 @@ CASES = (
     DequantizeCase(2, 4, 4, 256, 64, 128, "the tiny codec, a tick of one session"),
     DequantizeCase(3, 8, 32, 64, 32, 48, "8 of 32 books, as the released codec runs"),
     DequantizeCase(5, 1, 3, 7, 24, 20, "the semantic book alone, odd sizes"),
+)
+
+BENCH_CASES = tuple(
+    DequantizeCase(S, 8, 8, 2048, 256, 512, "Mimi, a frame of each session") for S in (1, 16, 64)
 )
 
 
@@ -51,17 +56,15 @@ def make_inputs(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> OpInputs:
-    """Uniform codes, Gaussian books; dtype fp32 unless given."""
-    import torch
-
+    """Uniform codes, Gaussian books; dtype fp32 unless given. A line for each frame."""
+    from microturn.kernels.draw import Draw
+    from microturn.kernels.rows import RowBatch
     from microturn.kernels.rvq_dequantize.reference import DequantizeWeights
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    codes = torch.randint(case.N, (case.T, case.q), generator=g)
-    tables = torch.randn(case.Q, case.N, case.d, generator=g)
-    semantic, acoustic = torch.randn(2, case.D, case.d, generator=g) / case.d**0.5
-    weights = DequantizeWeights(
-        tables.to(device, dtype), semantic.to(device, dtype), acoustic.to(device, dtype)
-    )
-    return OpInputs(codes.to(device), weights, None, None)
+    draw = Draw(seed, dtype, device)
+    codes = draw.integers(0, case.N, (case.T, case.q))
+    tables = draw.normal(case.Q, case.N, case.d)
+    semantic, acoustic = (draw.normal(case.D, case.d, scale=case.d**-0.5) for _ in range(2))
+    slots = list(range(case.T))
+    rows = RowBatch.build(slots, [1] * case.T, [5] * case.T, device=draw.device)
+    return OpInputs(codes, DequantizeWeights(tables, semantic, acoustic), None, rows)

@@ -31,10 +31,11 @@ def rvq_dequantize(
           than it has)
     rows  rows of lines that do not run are zeros, their codes are not looked at; None: all run
     state unused; the signature is the same for every op
-    out   [T, dim] fp32 (CPU); allocated when None
+    out   [T, dim], dtype of the tables; allocated when None
 
-    Source: spec/moshi-mimi.md 3.1. Raises ValueError on shapes and on codes outside 0..size - 1,
-    TypeError on dtypes.
+    Source: spec/moshi-mimi.md 3.1. Raises ValueError on shapes, on a CPU also on codes outside
+    0..size - 1 (a GPU is not waited for: there such a code reads the nearest row), TypeError on
+    dtypes.
     """
     op = "rvq_dequantize"
     tables = weights.tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,19 @@ class DequantizeWeights:
     semantic: Tensor
     acoustic: Tensor
     num_semantic: int = 1
+
+    @cached_property
+    def folded(self) -> Tensor:
+        """[Q, size, dim] fp32: every row of a book projected. Keep the object: this is no work for
+        a tick.
+        """
+        split = self.num_semantic
+        groups = (
+            (self.tables[:split], self.semantic),
+            (self.tables[split:], self.acoustic),
+        )
+        with torch.no_grad():
+            return torch.cat([books.float() @ matrix.float().T for books, matrix in groups])
 
 
 def core(codes: Tensor, weights: DequantizeWeights) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ class QuantizeCase:
     N: int
     d: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -30,7 +31,7 @@ class QuantizeCase:
     def flops(self) -> int:
         return self.T * (4 * self.D * self.d + 2 * self.Q * self.N * self.d)
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         weights = 2 * self.D * self.d + self.Q * self.N * (self.d + 1)
         return (self.T * self.D + weights) * itemsize + 8 * self.T * self.Q
 
@@ -38,8 +39,12 @@ class QuantizeCase:
 CASES = (
     QuantizeCase(0, 32, 4, 32, 16, "no frames"),
     QuantizeCase(2, 128, 4, 256, 64, "the tiny codec, a tick of one session"),
-    QuantizeCase(9, 48, 8, 2048, 32, "books of the released size, one row over a tile"),
+    QuantizeCase(17, 48, 5, 130, 40, "one row over a tile, rows of a book over tiles"),
     QuantizeCase(5, 20, 3, 7, 24, "odd sizes"),
+)
+
+BENCH_CASES = tuple(
+    QuantizeCase(S, 512, 8, 2048, 256, "Mimi, a frame of each session") for S in (1, 16, 64)
 )
 
 
@@ -50,17 +55,16 @@ def make_inputs(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> OpInputs:
-    """Gaussian latents and books; dtype fp32 unless given."""
-    import torch
-
+    """Gaussian latents and books; dtype fp32 unless given. A line for each frame."""
+    from microturn.kernels.draw import Draw
+    from microturn.kernels.rows import RowBatch
     from microturn.kernels.rvq_quantize.reference import QuantizeWeights, half_norms
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.T, case.D, generator=g)
-    tables = torch.randn(case.Q, case.N, case.d, generator=g).to(device, dtype)
-    semantic, acoustic = torch.randn(2, case.d, case.D, generator=g) / case.D**0.5
-    weights = QuantizeWeights(
-        tables, half_norms(tables), semantic.to(device, dtype), acoustic.to(device, dtype)
-    )
-    return OpInputs(x.to(device, dtype), weights, None, None)
+    draw = Draw(seed, dtype, device)
+    x = draw.normal(case.T, case.D)
+    tables = draw.normal(case.Q, case.N, case.d)
+    semantic, acoustic = (draw.normal(case.d, case.D, scale=case.D**-0.5) for _ in range(2))
+    weights = QuantizeWeights(tables, half_norms(tables), semantic, acoustic)
+    slots = list(range(case.T))
+    rows = RowBatch.build(slots, [1] * case.T, [5] * case.T, device=draw.device)
+    return OpInputs(x, weights, None, rows)
