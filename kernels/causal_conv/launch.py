@@ -28,7 +28,7 @@ def causal_conv_kernel(
     """See `causal_conv`."""
     y = out
     if y is None:
-        y = x.new_empty(x.shape[0] // weights.stride, weights.weight.shape[0])
+        y = weights.weight.new_empty(x.shape[0] // weights.stride, weights.weight.shape[0])
     launch_conv(x, weights, state, rows, y)
     return y
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from microturn.kernels.arena import Twice
@@ -28,18 +29,20 @@ def causal_conv(
     f is ELU or nothing (weights.elu); x before the stream is zero or f(x[0]) (weights.pad), so the
     first output needs `stride` inputs. Position 0 opens a stream.
 
-    x       [T, Cin] fp32 (CPU), packed lines
-    state   Twice of [K - stride, Cin] a slot: the last inputs, after f; None: whole sequences
+    x       [T, Cin], packed lines, of the weight's dtype or fp32 (audio: products in fp32 then)
+    state   Twice of [K - stride, Cin] a slot: the last inputs, after f (on a GPU in x's dtype);
+            None: whole sequences
     rows    at the rate of x; None only without state: x is one whole sequence
-    out     [T / stride, Cout], dtype of x; allocated when None. Rows of lines that do not run are
-            zeros
+    out     [T / stride, Cout], any float dtype; allocated in the weight's when None. Rows of lines
+            that do not run are zeros
 
     Source: spec/moshi-mimi.md 3.1. Raises ValueError on shapes, on a kernel shorter than the stride
     and on lines whose rows are no multiple of it, TypeError on dtypes.
     """
     check_shape("causal_conv", "weight", weights.weight, ("Cout", "K", "Cin"))
     check_shape("causal_conv", "x", x, ("T", weights.weight.shape[2]))
-    check_dtype("causal_conv", "weight", weights.weight, x.dtype)
+    if x.dtype != torch.float32:
+        check_dtype("causal_conv", "weight", weights.weight, x.dtype)
     if weights.history < 0:
         raise ValueError(
             f"causal_conv: the kernel must be at least as long as the stride, got weight "

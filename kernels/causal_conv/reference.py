@@ -76,8 +76,10 @@ def core(
         x = torch.cat([before, x], 1)
     windows = x.unfold(1, kernel, weights.stride).transpose(2, 3)
     flat = windows.reshape(lines, length // weights.stride, kernel * channels).contiguous()
-    y = matmul_rows(flat, weights.weight.reshape(cout, kernel * channels))
-    return y if weights.bias is None else y + weights.bias, x[:, length:]
+    dtype = weights.weight.dtype
+    y = matmul_rows(flat, weights.weight.reshape(cout, kernel * channels).to(x.dtype))
+    y = y if weights.bias is None else y + weights.bias
+    return y.to(dtype), x[:, length:]
 
 
 def causal_conv_reference(

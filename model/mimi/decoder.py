@@ -49,6 +49,7 @@ class Codebooks(nn.Module):
         )
         self.semantic = nn.Parameter(torch.empty(config.dim, config.codebook_dim))
         self.acoustic = nn.Parameter(torch.empty(config.dim, config.codebook_dim))
+        self._weights: tuple[tuple[tuple[int, int], ...], DequantizeWeights] | None = None
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Books of unit variance, projections whose sum has unit variance for random codes."""
@@ -62,8 +63,19 @@ class Codebooks(nn.Module):
                 matrix.normal_(0, (2 * group * width) ** -0.5, generator=generator)
 
     def forward(self, codes: Tensor, rows: RowBatch | None) -> Tensor:
-        weights = DequantizeWeights(self.tables, self.semantic, self.acoustic, self.num_semantic)
-        return rvq_dequantize(codes, weights, None, rows)
+        return rvq_dequantize(codes, self.weights, None, rows)
+
+    @property
+    def weights(self) -> DequantizeWeights:
+        """One object until a parameter changes: a GPU folds the projections into the books once.
+
+        Tensors made under inference_mode do not count their changes: load those before use.
+        """
+        tensors = (self.tables, self.semantic, self.acoustic)
+        key = tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)
+        if self._weights is None or self._weights[0] != key:
+            self._weights = key, DequantizeWeights(*tensors, self.num_semantic)
+        return self._weights[1]
 
 
 class MimiDecoder(nn.Module):
@@ -151,5 +163,8 @@ class MimiDecoder(nn.Module):
             x = up(x, state and state.up[i], rows)
             rows = rows.finer(ratio)
             x = unit(x, state and state.units[i], rows)
-        audio: Tensor = self.last(x, state and state.last, rows)
-        return audio.reshape(-1)
+        audio: Tensor | None = None  # no rounding to the width of the weights at the very end
+        if x.dtype != torch.float32 and not torch.is_grad_enabled():
+            audio = x.new_empty(x.shape[0], 1, dtype=torch.float32)
+        given: Tensor = self.last(x, state and state.last, rows, audio)
+        return given.float().reshape(-1)

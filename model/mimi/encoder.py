@@ -78,7 +78,7 @@ class MimiEncoder(nn.Module):
 
     def arena_specs(self, prefix: str, max_frames: int = MAX_FRAMES) -> Sequence[ArenaSpec]:
         """The encoder's arenas, for ticks of at most `max_frames` frames a session."""
-        specs = [*self.first.arena_specs(f"{prefix}.first")]
+        specs = [*self.first.arena_specs(f"{prefix}.first", torch.float32)]
         for i, (_, unit, down) in enumerate(self._levels):
             specs += [
                 *unit.arena_specs(f"{prefix}.unit.{i}"),

@@ -32,9 +32,12 @@ ELU_GAIN = 1.245
 """1 / rms(ELU(z)) for z of unit variance: keeps it from layer to layer."""
 
 
-def tail_spec(name: str, shape: tuple[int, int]) -> ArenaSpec:
-    """The arena of a tail that is rewritten every tick."""
-    return ArenaSpec(name, "twice", shape, 1, CURSOR)
+def tail_spec(name: str, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> ArenaSpec:
+    """The arena of a tail that is rewritten every tick.
+
+    dtype: of inputs kept for later (one pointer reads both); sums not finished stay in fp32.
+    """
+    return ArenaSpec(name, "twice", shape, 1, CURSOR, dtype)
 
 
 def tail_view(arenas: ArenaSet, name: str) -> Twice:
@@ -78,12 +81,15 @@ class Conv(nn.Module):
     def weights(self) -> ConvWeights:
         return ConvWeights(self.weight, self.bias, self.stride, self.pad, self.elu)
 
-    def arena_specs(self, name: str) -> Sequence[ArenaSpec]:
-        return (tail_spec(name, self.weights.tail_shape),)
+    def arena_specs(self, name: str, dtype: torch.dtype | None = None) -> Sequence[ArenaSpec]:
+        """dtype: of the inputs, that of the weight where they are no audio."""
+        return (tail_spec(name, self.weights.tail_shape, dtype or self.weight.dtype),)
 
-    def forward(self, x: Tensor, state: Twice | None, rows: RowBatch) -> Tensor:
+    def forward(
+        self, x: Tensor, state: Twice | None, rows: RowBatch, out: Tensor | None = None
+    ) -> Tensor:
         weights = self.weights
-        return causal_conv(x, weights, state if weights.history else None, rows)
+        return causal_conv(x, weights, state if weights.history else None, rows, out=out)
 
 
 class ConvTranspose(nn.Module):
@@ -148,7 +154,7 @@ class ResidualUnit(nn.Module):
         return ResidualUnitWeights(self.inner.weights, self.outer.weights)
 
     def arena_specs(self, name: str) -> Sequence[ArenaSpec]:
-        return (tail_spec(name, self.weights.tail_shape),)
+        return (tail_spec(name, self.weights.tail_shape, self.inner.weight.dtype),)
 
     def forward(self, x: Tensor, state: Twice | None, rows: RowBatch) -> Tensor:
         weights = self.weights
@@ -228,6 +234,7 @@ class Transformer(nn.Module):
                 num_kv_heads=config.num_heads,
                 head_dim=config.head_dim,
                 cursor=CURSOR,
+                dtype=self._layers[i].in_proj.dtype,
             )
         )
 
