@@ -15,6 +15,8 @@ OP_NAMES = (
     "linear",
     "rms_norm",
     "short_conv",
+    "conv_residual_norm",
+    "qkvr_prologue",
     "streaming_attention",
     "router",
     "grouped_experts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ class RMSNormCase:
     H: int
     D: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -28,7 +29,7 @@ class RMSNormCase:
     def flops(self) -> int:
         return 4 * self.T * self.H * self.D
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         return (2 * self.T * self.H * self.D + self.D) * itemsize
 
 
@@ -37,6 +38,15 @@ CASES = (
     RMSNormCase(3, 1, 256, "a tick of one session over the residual stream"),
     RMSNormCase(5, 4, 64, "head norms of q and k"),
     RMSNormCase(13, 1, 80, "prime rows, width not a power of two"),
+    RMSNormCase(2, 9, 128, "one row over a program's eight, a program across two tokens"),
+    RMSNormCase(1, 1, 2048, "a row wider than a program's shortest"),
+)
+
+BENCH_CASES = (
+    *(RMSNormCase(T, 1, 4096, "embeddings of interaction-small") for T in (1, 4, 64, 256)),
+    RMSNormCase(3, 1, 1536, "embeddings of interaction-mini"),
+    RMSNormCase(64, 1, 1024, "the depth head of 64 sessions"),
+    RMSNormCase(64, 32, 128, "heads of interaction-small"),
 )
 
 
@@ -50,10 +60,10 @@ def make_inputs(
     """Gaussian inputs of the case's shape; dtype fp32 unless given."""
     import torch
 
+    from microturn.kernels.draw import Draw
     from microturn.kernels.rms_norm.reference import RMSNormWeights
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.T, case.H, case.D, generator=g).squeeze(1)
-    gain = 1 + 0.1 * torch.randn(case.D, generator=g)
-    return OpInputs(x.to(device, dtype), RMSNormWeights(gain.to(device), 1e-6), None, None)
+    draw = Draw(seed, dtype, device)
+    x = draw.normal(case.T, case.H, case.D).squeeze(1)
+    gain = 1 + draw.normal(case.D, scale=0.1, dtype=torch.float32)
+    return OpInputs(x, RMSNormWeights(gain, 1e-6), None, None)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
+
+    from microturn.kernels.arena import Ring
+    from microturn.kernels.draw import Draw
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class ShortConvCase:
     K: int
     max_rows: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def T(self) -> int:
@@ -37,7 +42,7 @@ class ShortConvCase:
     def flops(self) -> int:
         return (2 * self.K + 1) * self.T * self.C
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         """x, out, the ring's new rows, the K - 1 old taps of each line, the weights."""
         old = sum(min(self.K - 1, start) for start in self.starts)
         return (3 * self.T + old + self.K) * self.C * itemsize
@@ -51,6 +56,15 @@ CASES = (
     ShortConvCase((13,), (14,), 80, 4, 13, "prime rows that wrap around the ring"),
     ShortConvCase((64,), (128_000,), 48, 4, 64, "a full append pass, late in a long session"),
     ShortConvCase((2,), (1,), 16, 2, 8, "two taps"),
+    ShortConvCase((2,), (9,), 1040, 4, 8, "a few channels over a program"),
+)
+
+BENCH_CASES = (
+    *(
+        ShortConvCase((n,) * b, (9_000,) * b, 4096, 4, 64, "residual stream of interaction-small")
+        for b, n in ((1, 1), (1, 3), (64, 1), (64, 3))
+    ),
+    ShortConvCase((3,), (9_000,), 1536, 4, 64, "residual stream of interaction-mini"),
 )
 
 
@@ -62,21 +76,35 @@ def make_inputs(
     device: torch.device | str = "cpu",
 ) -> OpInputs:
     """Gaussian inputs; line b runs in slot b of rings that hold NaN wherever no input was."""
+    from microturn.kernels.draw import Draw
+    from microturn.kernels.rows import RowBatch
+
+    draw = Draw(seed, dtype, device)
+    x = draw.normal(case.T, case.C)
+    weights = draw.normal(case.C, case.K, scale=case.K**-0.5)
+    ring = make_ring(draw, case.C, case.K, case.max_rows, case.starts)
+    slots = range(len(case.counts))
+    return OpInputs(
+        x, weights, ring, RowBatch.build(slots, case.counts, case.starts, device=device)
+    )
+
+
+def make_ring(
+    draw: Draw, channels: int, kernel_size: int, max_rows: int, starts: Sequence[int]
+) -> Ring:
+    """The taps that a line at each of `starts` will read, NaN everywhere else."""
     import torch
 
     from microturn.kernels.arena import Ring
-    from microturn.kernels.rows import RowBatch
     from microturn.kernels.short_conv.reference import short_conv_spec
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.T, case.C, generator=g).to(device, dtype)
-    weights = (torch.randn(case.C, case.K, generator=g) / case.K**0.5).to(device, dtype)
-    spec = short_conv_spec("short_conv", case.C, case.K, case.max_rows, "rows")
-    slots = range(len(case.counts))
-    data = torch.full((len(case.counts) + 1, spec.capacity, case.C), float("nan"))
-    for slot, start in zip(slots, case.starts, strict=True):
-        for position in range(max(0, start - case.K + 1), start):
-            data[slot, position % spec.capacity] = torch.randn(case.C, generator=g)
-    rows = RowBatch.build(slots, case.counts, case.starts, device=device)
-    return OpInputs(x, weights, Ring(data.to(device, dtype)), rows)
+    capacity = short_conv_spec("short_conv", channels, kernel_size, max_rows, "rows").capacity
+    shape = (len(starts) + 1, capacity, channels)
+    ring = Ring(torch.empty(shape, dtype=draw.dtype, device=draw.device))
+    if draw.meta:
+        return ring
+    ring.data.fill_(float("nan"))
+    for slot, start in enumerate(starts):
+        past = torch.arange(max(0, start - kernel_size + 1), start, device=draw.device)
+        ring.write(torch.full_like(past, slot), past, draw.normal(len(past), channels))
+    return ring

@@ -10,7 +10,7 @@ from microturn.kernels.dispatch import pick
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.short_conv.reference import short_conv_reference
 
-__all__ = ["short_conv"]
+__all__ = ["check_ring", "short_conv"]
 
 
 def short_conv(
@@ -40,11 +40,24 @@ def short_conv(
     check_rows("short_conv", rows, x.shape[0])
     if state is not None:
         check_shape("short_conv", "state", state.data, ("S", "capacity", channels))
+        check_ring("short_conv", state, weights.shape[1], rows)
+        run = pick("short_conv", x.device, short_conv_reference)
+    else:
+        run = short_conv_reference
+    return run(x, weights, state, rows, out=out)
+
+
+def check_ring(op: str, ring: Ring, kernel_size: int, rows: RowBatch) -> None:
+    """Raises ValueError when a line brings more rows than `ring` takes beside the taps."""
+    if rows.on_host:
         longest = max((line.stop - line.start for line in rows.lines), default=0)
-        if longest + weights.shape[1] - 1 > state.capacity:
-            raise ValueError(
-                f"short_conv: a line brings {longest} rows, a ring of {state.capacity} takes "
-                f"{state.capacity - weights.shape[1] + 1} at kernel size {weights.shape[1]}; "
-                f"cut the line or build the ring with a larger max_rows_per_tick"
-            )
-    return pick("short_conv", x.device, short_conv_reference)(x, weights, state, rows, out=out)
+    elif rows.max_line_rows is None:
+        return
+    else:
+        longest = rows.max_line_rows
+    if longest + kernel_size - 1 > ring.capacity:
+        raise ValueError(
+            f"{op}: a line brings {longest} rows, a ring of {ring.capacity} takes "
+            f"{ring.capacity - kernel_size + 1} at kernel size {kernel_size}; "
+            f"cut the line or build the ring with a larger max_rows_per_tick"
+        )
