@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -64,6 +65,24 @@ def to_mono(pcm: Any) -> Samples:
     return clipped
 
 
+MEMORY_SECONDS = 0.25
+"""What a resampler keeps of its input: more than is inside its filter, so another can go on."""
+
+
+@dataclass(frozen=True)
+class ResamplerState:
+    """Enough to go on with a stream elsewhere.
+
+    rate    of the input, None between streams
+    recent  the newest input [n], empty when the rate needs no resampling
+    given   samples of the output of `recent` that were given already
+    """
+
+    rate: float | None
+    recent: Samples
+    given: int
+
+
 class Resampler:
     """A stream of samples of any rate to one rate. A change of rate starts a new stream.
 
@@ -74,6 +93,10 @@ class Resampler:
         self._rate = rate
         self._from: float | None = None
         self._stream: Any = None
+        self._recent = np.empty(0, np.float32)
+        self._began = 0
+        self._given = 0
+        self._skip = 0
 
     def push(self, samples: Samples, rate: float) -> Samples:
         """All output that is ready: the end of the input may still be inside the filter."""
@@ -89,7 +112,8 @@ class Resampler:
                 )
         if self._stream is None:
             return np.concatenate((before, samples))
-        after = np.clip(self._stream.resample_chunk(samples), -1.0, 1.0)
+        self._remember(samples, rate)
+        after = self._give(self._stream.resample_chunk(samples))
         return np.concatenate((before, after))
 
     def flush(self) -> Samples:
@@ -97,6 +121,42 @@ class Resampler:
         stream, self._stream, self._from = self._stream, None, None
         if stream is None:
             return np.empty(0, np.float32)
-        rest = stream.resample_chunk(np.empty(0, np.float32), last=True)
-        clipped: Samples = np.clip(rest, -1.0, 1.0)
-        return clipped
+        rest = self._give(stream.resample_chunk(np.empty(0, np.float32), last=True))
+        self._recent, self._began, self._given, self._skip = rest[:0], 0, 0, 0
+        return rest
+
+    def save(self) -> ResamplerState:
+        """For `resume`."""
+        if self._stream is None:
+            return ResamplerState(self._from, self._recent, 0)
+        assert self._from is not None
+        before = round(self._began * self._rate / self._from)
+        return ResamplerState(self._from, self._recent, self._given - before)
+
+    def resume(self, state: ResamplerState) -> Samples:
+        """Goes on where another stood, and gives what it would have given next: no sample is lost
+        or comes twice. Without resampling the bits are the same; a filter that starts again on the
+        stream's last quarter of a second gives the same samples to about 1e-7.
+        """
+        if state.rate is None:
+            return np.empty(0, np.float32)
+        self.push(state.recent[:0], state.rate)
+        self._skip = state.given
+        self._given = 0
+        first = self.push(state.recent, state.rate)
+        self._given = state.given + len(first)
+        return first
+
+    def _give(self, made: Samples) -> Samples:
+        skipped = min(self._skip, len(made))
+        self._skip -= skipped
+        given: Samples = np.clip(made[skipped:], -1.0, 1.0)
+        self._given += len(given)
+        return given
+
+    def _remember(self, samples: Samples, rate: float) -> None:
+        """The newest input, begun where input and output samples fall together."""
+        recent = np.concatenate((self._recent, samples))
+        step = int(rate) // math.gcd(int(rate), self._rate) if rate == int(rate) else 1
+        extra = max(0, len(recent) - round(MEMORY_SECONDS * rate)) // step * step
+        self._recent, self._began = recent[extra:], self._began + extra

@@ -67,6 +67,10 @@ class AudioQueue:
         self._chunks.clear()
         self._size = 0
 
+    def waiting(self) -> Samples:
+        """A copy of what waits, oldest first."""
+        return np.concatenate(self._chunks) if self._chunks else np.empty(0, np.float32)
+
     def _take(self, count: int) -> Samples:
         parts = []
         left = count
@@ -104,6 +108,10 @@ class IdQueue:
         self._held = len(held)
         return held
 
+    def waiting(self) -> tuple[int, ...]:
+        """What waits, oldest first."""
+        return tuple(self._ids)
+
     def settle(self, committed: bool) -> None:
         for _ in range(self._held if committed else 0):
             self._ids.popleft()
@@ -115,7 +123,13 @@ class IdQueue:
 
 
 @dataclass(eq=False)
-class _Frame:
+class Frame:
+    """An image that waits.
+
+    done     patches that were committed
+    started  seen in part: a newer frame does not take its place
+    """
+
     patches: Patches
     still: bool
     done: int = 0
@@ -127,7 +141,7 @@ class PatchQueue:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._frames: deque[_Frame] = deque()
+        self._frames: deque[Frame] = deque()
         self._held = 0
         self.replaced = 0
 
@@ -147,8 +161,16 @@ class PatchQueue:
         if stale is not None:
             self._frames.remove(stale)
             self.replaced += 1
-        self._frames.append(_Frame(patches, still))
+        self._frames.append(Frame(patches, still))
         return True
+
+    def waiting(self) -> tuple[Frame, ...]:
+        """What waits, oldest first, without what was seen of it."""
+        return tuple(Frame(f.patches[f.done :], f.still, 0, f.started) for f in self._frames)
+
+    def refill(self, frames: Sequence[Frame]) -> None:
+        """Takes what waited elsewhere, as it was."""
+        self._frames.extend(frames)
 
     def hold(self, count: int) -> Patches:
         parts = []
