@@ -112,6 +112,21 @@ def plan_step(
 
 
 @triton.jit
+def _cos_sin(turns):
+    """Of 0 to 1 turns, within 1e-7. The library's cosine keeps a table on the stack."""
+    quarter = tl.floor(turns * 4.0 + 0.5)
+    x = (turns - quarter * 0.25) * 6.283185307179586
+    y = x * x
+    sin = x + x * y * (-1.6666654611e-1 + y * (8.3321608736e-3 - y * 1.9515295891e-4))
+    cos = 1.0 - 0.5 * y + y * y * (4.166664568e-2 + y * (2.443315711e-5 * y - 1.388731625e-3))
+    odd = (quarter == 1.0) | (quarter == 3.0)
+    cos, sin = tl.where(odd, sin, cos), tl.where(odd, cos, sin)
+    cos = tl.where((quarter == 1.0) | (quarter == 2.0), -cos, cos)
+    sin = tl.where((quarter == 2.0) | (quarter == 3.0), -sin, sin)
+    return cos, sin
+
+
+@triton.jit
 def _turn(x_ptr, y_ptr, cos, sin, pair, inside, keep):
     """The pairs of one head turned, in fp32, cast once into y."""
     even = tl.load(x_ptr + 2 * pair, mask=inside, other=0.0).to(tl.float32)
@@ -171,8 +186,7 @@ def append_rows(
         pair = tl.arange(0, BLOCK_D // 2)
         inside = pair < D // 2
         turns = tl.load(turns_ptr + pair, mask=inside, other=0.0) * position.to(tl.float64)
-        angle = (turns - tl.floor(turns)).to(tl.float32) * 6.283185307179586
-        cos, sin = tl.cos(angle), tl.sin(angle)
+        cos, sin = _cos_sin((turns - tl.floor(turns)).to(tl.float32))
         keep = slot > -2
         if head < H:
             _turn(
@@ -258,7 +272,7 @@ def _answer(
     keep = valid[None, :]
     if acc.shape[0] != D:
         keep = keep & (d < D)[:, None]
-    y = acc / total[None, :]
+    y = acc / tl.where(valid, total, 1.0)[None, :]
     tl.store(place[None, :] + d[:, None], y.to(out_ptr.dtype.element_ty), mask=keep)
 
 

@@ -256,7 +256,7 @@ def streaming_attention_kernel(
         BLOCK_R=max(16, triton.next_power_of_2(r.shape[2])),
         GROUP_PAD=group_pad,
         TILE_ROWS=tile_rows,
-        MERGE_Q=min(16, tile_rows * group_pad),
+        MERGE_Q=min(8, tile_rows * group_pad),
         PAGE_SIZE=k.page_size,
         BIAS=bias,
         TAU=weights.log_floor is not None,

@@ -54,7 +54,7 @@ def test_the_order_of_programs_does_not_matter(name: str, case: Case) -> None:
     op = OPS[name]
     inputs = op.make_inputs(case)
     results = []
-    for seed in (None, 0, 1):
+    for seed in (None, 0):
         copy = OpInputs(*to_device(tuple(inputs), "cpu"))
         with nullcontext() if seed is None else shuffled_programs(seed), torch.inference_mode():
             results.append((op.kernel(*copy), copy.state))
