@@ -1,33 +1,18 @@
-"""Tables for people: with rich where it is installed, else in plain text."""
+"""Tables for people, in plain text: they are also read in logs of machines with little installed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WIDTH = 190
-
 
 def show(title: Mapping[str, str], lines: Sequence[Mapping[str, str]], *, left: int = 1) -> None:
     """Prints columns (key -> title) of lines; the first `left` are text, the others numbers."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ModuleNotFoundError:
-        print(plain(title, lines, left=left))
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, name in enumerate(title.values()):
-        table.add_column(
-            name, justify="left" if index < left else "right", overflow="fold", no_wrap=index > 0
-        )
-    for line in lines:
-        table.add_row(*(line.get(key, "") for key in title))
-    Console(width=WIDTH, highlight=False, markup=False).print(table)
+    print(table(title, lines, left=left))
 
 
-def plain(title: Mapping[str, str], lines: Sequence[Mapping[str, str]], *, left: int = 1) -> str:
-    """The same without rich."""
+def table(title: Mapping[str, str], lines: Sequence[Mapping[str, str]], *, left: int = 1) -> str:
+    """What `show` prints."""
     cells = [list(title.values()), *([line.get(key, "") for key in title] for line in lines)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(title))]
     return "\n".join(

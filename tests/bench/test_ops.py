@@ -224,8 +224,8 @@ def test_providers_are_ours_and_those_of_the_peers_table() -> None:
         pick(["cublas9000"])
 
 
-def test_a_table_without_rich_has_the_same_cells() -> None:
-    text = tables.plain({"a": "name", "b": "n"}, [{"a": "x", "b": "10"}, {"a": "long"}])
+def test_a_table_is_as_wide_as_its_cells() -> None:
+    text = tables.table({"a": "name", "b": "n"}, [{"a": "x", "b": "10"}, {"a": "long"}])
     assert text.splitlines() == ["name   n", "x     10", "long"]
 
 
