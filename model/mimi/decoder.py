@@ -167,4 +167,4 @@ class MimiDecoder(nn.Module):
         if x.dtype != torch.float32 and not torch.is_grad_enabled():
             audio = x.new_empty(x.shape[0], 1, dtype=torch.float32)
         given: Tensor = self.last(x, state and state.last, rows, audio)
-        return given.float().reshape(-1)
+        return (given.float() if audio is None else given).reshape(-1)
