@@ -39,9 +39,9 @@ class Torchs(TorchDispatchMode):
 
 S = 3
 counts = {{}}
+with torch.device("meta"):
+    codec = Mimi(MimiConfig.released()).to(torch.bfloat16)
 with torch.inference_mode():
-    with torch.device("meta"):
-        codec = Mimi(MimiConfig.released()).to(torch.bfloat16)
     for name, x in (("decode", torch.zeros(S, 8, dtype=torch.int64, device="meta")),
                     ("encode", torch.zeros(S * 1920, device="meta"))):
         side = "decoder" if name == "decode" else "encoder"
