@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from microturn.bench import schema, tick
 from microturn.bench.cli import app
+from microturn.bench.subjects import COMPOSED
 from microturn.kernels.registry import OP_NAMES, OPS
 
 FAST = ("tick", "--fast", "--ticks", "6")
@@ -93,7 +94,7 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(arguments: tuple[str, ...], 
 
 def test_list_names_every_op_with_every_case() -> None:
     document = last_line(invoke("list"))
-    assert list(document["ops"]) == list(OP_NAMES) and "tick" in document["suites"]
+    assert list(document["ops"]) == [*OP_NAMES, *COMPOSED] and "tick" in document["suites"]
     for name, op in OPS.items():
         assert [case["case"] for case in document["ops"][name]] == [case.id for case in op.cases]
     one = last_line(invoke("list", "--op", "linear"))
