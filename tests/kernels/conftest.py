@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,14 @@ if not torch.cuda.is_available():
 def device() -> str:
     """Of the tensors that kernels get."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Interpreted kernels take minutes in all; once in `make test` is enough."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 GATE = pytest.StashKey[list[dict[str, Any]]]()

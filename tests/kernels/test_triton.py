@@ -40,6 +40,7 @@ def test_the_kernel_matches_its_reference(name: str, case: Case, dtype: str, dev
     assert compared.state <= MAX_ERROR[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU orders programs as it likes")
 @pytest.mark.parametrize(
     ("name", "case"),
