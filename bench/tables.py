@@ -1,4 +1,4 @@
-"""Tables for people, in plain text: they are also read in logs of machines with little installed."""
+"""Tables for people, in plain text: they are also read in logs of machines with little on them."""
 
 from __future__ import annotations
 
