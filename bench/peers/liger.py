@@ -22,7 +22,7 @@ def make(layer: Layer) -> Call:
 
 
 class LigerNorm:
-    name = "liger"
+    name = "liger_norm"
 
     def supports(self, op: str, case: Case, dtype: str) -> bool:
         return op == "rms_norm" and dtype == "bf16"

@@ -206,7 +206,7 @@ class MoshiDepth:
     it in a graph, as moshi does.
     """
 
-    name = "moshi"
+    name = "moshi_depformer"
 
     def supports(self, op: str, case: Case, dtype: str) -> bool:
         return op == "depth_head" and dtype in ("fp32", "bf16") and bool(getattr(case, "B", 1))

@@ -102,7 +102,7 @@ _OPS = {
 
 
 class TorchConvs:
-    name = "torch"
+    name = "torch_convs"
 
     def supports(self, op: str, case: Case, dtype: str) -> bool:
         return op in _OPS and dtype in ("fp32", "bf16") and bool(getattr(case, "S", 1))
