@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,7 +90,7 @@ EXTENSIONS = (
     ),
 )
 PURE = {"stanford_stk": "stk"}
-PATCHES = {("megablocks", "csrc/*.h"): {", debug_synchronous);": ");"}}
+PATCHES = {("megablocks", "csrc/*.h"): {r",\s*debug_synchronous\)": ")"}}
 """Files of a package, and what in them is replaced: CUDA 13's cub no longer takes that argument."""
 
 
@@ -189,7 +190,7 @@ def patch() -> None:
         for path in SOURCE.glob(f"{package}-*/{files}"):
             text = path.read_text()
             for old, new in changes.items():
-                text = text.replace(old, new)
+                text = re.sub(old, new, text)
             path.write_text(text)
 
 
