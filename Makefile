@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel-test bench gpu oracle-long clean distclean
+.PHONY: help demo test lint wheel-test bench gpu oracle-long peers clean distclean
 
 # Interpreters to try, in order; the first of at least 3.11 that can make environments is taken.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -68,6 +68,7 @@ help:
 	@echo "make bench       the bench's cases under pytest-benchmark; small ones on a CPU"
 	@echo "make gpu         on a GPU, nothing installed: tests of kernels, then every case and peer"
 	@echo "make oracle-long random models and codecs against transformers and moshi, COUNT and SEED"
+	@echo "make peers       download the libraries that the bench compares with: bench/peers/README.md"
 	@echo "make clean       remove what was built (distclean: the environment too)"
 	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS, COUNT, SEED, PARTS, OUT (see the top of this file)"
 
@@ -125,6 +126,12 @@ gpu:
 oracle-long: $(VENV)/.dev
 	@PYTHONPATH=tests/support nice -n 19 $(BIN)/python -P -m oracles.long \
 	  --count $(COUNT) --seed $(SEED) --results bench/results
+
+# Downloads the peers of the bench into peers/ and lists what to carry to a GPU machine.
+peers: $(VENV)/.dev
+	@$(BIN)/python bench/peers/kit/fetch.py
+	@echo 'On the GPU machine: python3 bench/peers/kit/build.py'
+	@echo 'then: MICROTURN_PEERS=peers/site microturn-bench run'
 
 clean:
 	rm -rf build dist demo *.egg-info $(WHEEL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -104,7 +104,7 @@ def test_what_needs_a_gpu_says_so() -> None:
 def gmm(a: Tensor, b: Tensor, sizes: Tensor, trans_b: bool = False) -> Tensor:
     """grouped_gemm.ops.gmm: a [M, K], b [E, K, N], or [E, N, K] where trans_b; sizes on a CPU."""
     assert sizes.dtype == torch.int64 and sizes.device.type == "cpu"
-    runs = a.split(sizes.tolist())
+    runs = a.split_with_sizes(sizes.tolist())
     return torch.cat([r @ (w.T if trans_b else w) for r, w in zip(runs, b, strict=True)])
 
 
@@ -113,7 +113,8 @@ def scatter(
 ) -> Tensor:
     out = x.new_zeros(len(indices) // a, x.shape[1])
     rows = indices.long()
-    return out.index_add_(0, rows // a, x * shares[rows, None])
+    out.index_add_(0, rows // a, x * shares[rows, None])
+    return out
 
 
 MEGABLOCKS = SimpleNamespace(
@@ -275,7 +276,8 @@ def test_deep_gemm_is_given_padded_runs_of_rows_and_square_scales() -> None:
     g = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=g) * shape[-1] ** -0.5
+        drawn: Tensor = torch.randn(shape, generator=g) * shape[-1] ** -0.5
+        return drawn
 
     ids = torch.rand(5, 6, generator=g).argsort(1)[:, :3].int()
     shares = torch.rand(5, 3, generator=g)
