@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ class SamplingCase:
     K: int
     temperature: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -33,7 +34,7 @@ class SamplingCase:
         draws = min(self.K, self.V) if self.temperature else 0
         return self.B * (2 * self.V + OPS_A_CANDIDATE * draws)
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         """Logits at `itemsize`; one fp32 and four int64 a row."""
         return self.B * (self.V * itemsize + 4 + 4 * 8)
 
@@ -45,6 +46,16 @@ CASES = (
     SamplingCase(3, 256, 250, 0, "greedy"),
     SamplingCase(2, 37, 100, 100, "prime vocabulary smaller than top_k"),
     SamplingCase(2, 32001, 25, 70, "a vocabulary past the sort limit"),
+    SamplingCase(2, 5003, 900, 90, "candidates of two parts, more than one block of them"),
+)
+
+DTYPES = ("fp32",)
+NARROW_LOADS: dict[str, str] = {}
+BENCH_CASES = (
+    SamplingCase(1, 201024, 25, 70, "text of interaction-small"),
+    SamplingCase(64, 201024, 25, 70, "text of 64 sessions"),
+    SamplingCase(1, 2048, 250, 80, "one codebook"),
+    SamplingCase(64, 2048, 250, 80, "one codebook of 64 sessions"),
 )
 
 
@@ -58,16 +69,17 @@ def make_inputs(
     """Gaussian logits of the case's shape, one seed a row; logits are fp32 whatever `dtype`."""
     import torch
 
+    from microturn.kernels.draw import Draw
     from microturn.kernels.sampling.reference import TEXT_STREAM, SamplingParams
 
     del dtype
-    g = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(case.B, case.V, generator=g)
+    draw = Draw(seed, torch.float32, device)
+    logits = draw.normal(case.B, case.V, scale=3.0)
     params = SamplingParams(
-        torch.full((case.B,), case.temperature / 100).to(device),
-        torch.full((case.B,), case.K).to(device),
-        torch.randint(-(2**63), 2**63 - 1, (case.B,), generator=g).to(device),
-        torch.randint(0, 100_000, (case.B,), generator=g).to(device),
+        torch.full((case.B,), case.temperature / 100, device=device),
+        torch.full((case.B,), case.K, device=device),
+        draw.integers(-(2**63), 2**63 - 1, (case.B,)),
+        draw.integers(0, 100_000, (case.B,)),
         TEXT_STREAM,
     )
-    return OpInputs(logits.to(device), params, None, None)
+    return OpInputs(logits, params, None, None)
