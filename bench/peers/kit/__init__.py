@@ -1,0 +1,1 @@
+"""What brings peers to a machine without a network: fetched here, packed, built there."""
