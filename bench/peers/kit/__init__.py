@@ -1,1 +1,1 @@
-"""What brings peers to a machine without a network: fetched here, packed, built there."""
+"""Scripts: fetch.py downloads and packs where there is a network, build.py installs and compiles."""
