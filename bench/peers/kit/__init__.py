@@ -1,1 +1,1 @@
-"""Scripts: fetch.py downloads and packs where there is a network, build.py installs and compiles."""
+"""Scripts: fetch.py downloads and packs where there is a network, build.py installs elsewhere."""
