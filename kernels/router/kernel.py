@@ -68,7 +68,8 @@ def _select(
         shared += tl.load(part + (E + s)[None, :], mask=in_s, other=0.0, cache_modifier=".cg")
 
     bias = tl.load(bias_ptr + e, mask=e < E, other=0.0)
-    scores = 1.0 / (1.0 + tl.exp(-logits)) + bias[None, :]
+    small = tl.exp(-tl.abs(logits))
+    scores = tl.where(logits < 0, small, 1.0) / (1.0 + small) + bias[None, :]
     # NaN first, as torch sorts it; what was chosen is -inf, so below any score.
     scores = tl.where(scores == scores, tl.maximum(scores, -3.0e38), float("inf"))
     scores = tl.where((e < E)[None, :], scores, float("-inf"))
@@ -90,7 +91,12 @@ def _select(
     chosen = tl.minimum(chosen, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(chosen)))
     shared = tl.minimum(shared, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(shared)))
     shared = tl.where((s < SH)[None, :], shared, float("-inf"))
-    largest = tl.maximum(tl.max(chosen, axis=1), tl.max(shared, axis=1))[:, None]
+    # NaN stays out of the maximum, which stays finite: a row of NaN is one of NaN all the same.
+    largest = tl.maximum(
+        tl.max(tl.where(chosen == chosen, chosen, -3.0e38), axis=1),
+        tl.max(tl.where(shared == shared, shared, -3.0e38), axis=1),
+    )[:, None]
+    largest = tl.maximum(largest, -3.0e38)
     chosen = tl.exp(chosen - largest)
     shared = tl.exp(shared - largest)
     # One by one: the order of a reduction would depend on the layout.
