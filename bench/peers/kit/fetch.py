@@ -225,10 +225,17 @@ def repacked(path: Path, target: Path) -> None:
         with zipfile.ZipFile(path) as packed:
             packed.extractall(temporary)
         part = target.with_suffix(".part")
-        with lzma.open(part, "wb", preset=6) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
+        with tarfile.open(part, "w") as tar:
             for item in sorted(Path(temporary).iterdir()):
                 tar.add(item, item.name)
-        part.rename(target)
+    print(f"packing {target.name}: minutes on few cores", flush=True)
+    if shutil.which("xz"):
+        subprocess.run(["xz", "-6", "-T0", "--suffix=.xz", str(part)], check=True)
+        part.with_name(part.name + ".xz").rename(target)
+    else:
+        with open(part, "rb") as plain, lzma.open(target, "wb", preset=6) as packed_again:
+            shutil.copyfileobj(plain, packed_again)
+        part.unlink()
 
 
 def pack() -> None:
