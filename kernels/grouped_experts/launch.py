@@ -193,6 +193,7 @@ def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) 
     ids = topk_ids.contiguous()
     device = ids.device
     work = ExpertWork(s.t, s.a, s.e, device, tile_rows)
+    work.scratch = (ids,)
     pairs, bins = s.t * s.a, padded(s.e + 1)
     b = 0 if rows is None else rows.num_lines
     sizes: Config = {
@@ -209,6 +210,7 @@ def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) 
         return work
     spans = -(-pairs // SPAN)
     firsts = torch.empty(spans, bins, dtype=torch.int32, device=device)
+    work.scratch += (firsts,)
     launch(
         kernel.count_pairs, (spans,),
         ids, work.experts, *lines, work.size, work.tiles, firsts,
