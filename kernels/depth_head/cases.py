@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ class DepthCase:
     Q: int
     V: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -43,7 +44,7 @@ class DepthCase:
         pairs = self.Q * (self.Q + 1) // 2
         return 2 * self.B * (self._products + 2 * pairs * self.L * self.D)
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
         gains = 2 * self.L * self.D
         looked_up = self.B * self.Q * self.D
         inputs = self.B * (self.H * itemsize + 4 + 4 * 8)
@@ -55,9 +56,19 @@ CASES = (
     DepthCase(0, 32, 32, 1, 2, 48, 2, 16, "no rows"),
     DepthCase(1, 256, 128, 2, 4, 352, 4, 256, "one session of interaction-tiny"),
     DepthCase(3, 64, 32, 2, 2, 48, 1, 32, "a single codebook: no step looks back"),
-    DepthCase(11, 48, 64, 1, 4, 80, 8, 37, "prime rows over a tile, odd codebook size"),
-    DepthCase(64, 64, 32, 2, 2, 48, 3, 32, "as many sessions as a machine serves"),
-    DepthCase(2, 32, 32, 1, 2, 32, 32, 16, "the most steps a frame may have"),
+    DepthCase(11, 48, 64, 1, 4, 80, 3, 37, "prime rows over a tile, odd codebook size"),
+    DepthCase(64, 32, 32, 1, 2, 48, 2, 16, "as many sessions as a machine serves"),
+    DepthCase(2, 32, 32, 1, 2, 32, 16, 16, "the most steps a frame has: PersonaPlex"),
+)
+
+BENCH_CASES = (
+    DepthCase(
+        1, 4096, 1024, 6, 16, 2816, 8, 2048, "interaction-small; Moshi", Bar(us=750, times_peer=3)
+    ),
+    DepthCase(64, 4096, 1024, 6, 16, 2816, 8, 2048, "its 64 sessions", Bar(us=900, times_peer=3)),
+    DepthCase(8, 4096, 1024, 6, 16, 2816, 8, 2048, "8 sessions"),
+    DepthCase(1, 1536, 1024, 6, 16, 2816, 8, 2048, "interaction-mini"),
+    DepthCase(1, 4096, 1024, 6, 16, 2816, 16, 2048, "PersonaPlex, all 16 steps"),
 )
 
 
@@ -68,45 +79,49 @@ def make_inputs(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> OpInputs:
-    """Gaussian inputs and weights of the case's shape; dtype fp32 unless given."""
+    """Gaussian inputs and weights of the case's shape; dtype fp32 unless given.
+
+    In a narrow dtype the heads are 64 times smaller: codes are compared exactly, so a rounding of
+    the logits must not decide a draw. `tests/kernels/test_depth_head_kernel.py` compares logits.
+    """
     import torch
 
     from microturn.kernels.depth_head.reference import DepthInputs
     from microturn.kernels.depth_head.weights import DepthWeights
+    from microturn.kernels.draw import Draw
     from microturn.kernels.sampling.reference import CODEBOOK_STREAM, SamplingParams
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
+    draw = Draw(seed, dtype, device)
     text_ids = 40
+    narrow = 1.0 if draw.dtype == torch.float32 else 1 / 64
 
-    def gaussian(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return (torch.randn(shape, generator=g) * scale).to(device, dtype)
+    def matrix(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return draw.normal(*shape, scale=scale * shape[-1] ** -0.5)
 
-    def matrix(*shape: int) -> torch.Tensor:
-        return gaussian(*shape, scale=shape[-1] ** -0.5)
+    def gain(*shape: int) -> torch.Tensor:
+        return 1 + draw.normal(*shape, scale=0.1)
 
     c = case
     weights = DepthWeights(
         hidden_in=matrix(c.Q, c.D, c.H),
-        text_table=gaussian(text_ids, c.D),
-        code_tables=gaussian(c.Q - 1, c.V, c.D),
-        attention_gain=1 + gaussian(c.L, c.D, scale=0.1),
+        text_table=draw.normal(text_ids, c.D),
+        code_tables=draw.normal(c.Q - 1, c.V, c.D),
+        attention_gain=gain(c.L, c.D),
         qkv=matrix(c.L, c.Q, 3 * c.D, c.D),
         out=matrix(c.L, c.Q, c.D, c.D),
-        mlp_gain=1 + gaussian(c.L, c.D, scale=0.1),
+        mlp_gain=gain(c.L, c.D),
         gate_up=matrix(c.L, c.Q, 2 * c.G, c.D),
         down=matrix(c.L, c.Q, c.D, c.G),
-        heads=matrix(c.Q, c.V, c.D),
+        heads=matrix(c.Q, c.V, c.D, scale=narrow),
         num_heads=c.heads,
         eps=1e-8,
     )
     params = SamplingParams(
-        torch.full((c.B,), 0.8).to(device),
-        torch.full((c.B,), 250).to(device),
-        torch.randint(-(2**63), 2**63 - 1, (c.B,), generator=g).to(device),
-        torch.randint(0, 100_000, (c.B,), generator=g).to(device),
+        torch.full((c.B,), 0.8, device=device),
+        torch.full((c.B,), 250, device=device),
+        draw.integers(-(2**63), 2**63 - 1, (c.B,)),
+        draw.integers(0, 100_000, (c.B,)),
         CODEBOOK_STREAM,
     )
-    ids = torch.randint(0, text_ids, (c.B,), generator=g).to(device)
-    inputs = DepthInputs(gaussian(c.B, c.H), ids, params)
-    return OpInputs(inputs, weights, None, None)
+    ids = draw.integers(0, text_ids, (c.B,))
+    return OpInputs(DepthInputs(draw.normal(c.B, c.H), ids, params), weights, None, None)

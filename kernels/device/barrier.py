@@ -16,6 +16,15 @@ def grid_barrier(counter_ptr, programs, epoch):
     """
     tl.debug_barrier()
     tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
-    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < programs * epoch:
+    # Plain reads while waiting: atomics of all programs on one address queue up behind each other.
+    while tl.load(counter_ptr, volatile=True) < programs * epoch:
         pass
+    tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu")
     tl.debug_barrier()
+
+
+@triton.jit
+def grid_leave(counter_ptr, programs, epochs):
+    """After the last of `epochs` barriers: the last program to call this makes the counter zero."""
+    if tl.atomic_add(counter_ptr, 1, sem="relaxed", scope="gpu") == programs * (epochs + 1) - 1:
+        tl.store(counter_ptr, 0)

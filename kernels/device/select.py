@@ -94,16 +94,16 @@ def draw(
             more = tl.load(keys_ptr + start + lane, mask=inside, other=0, cache_modifier=".cg")
             best = tl.maximum(best, tl.max(more.to(tl.uint32, bitcast=True)))
     reach_kth = tl.cast(0, tl.int32)
-    high = tl.cast(0x80000000, tl.uint32)
-    for _ in tl.range(32):
-        trial = kth | high
-        reach = tl.sum(((keys >= trial) & there).to(tl.int32))
-        if TAIL:
-            reach += _count_tail(keys_ptr, ids_ptr, size, trial, 0, False, BLOCK)
-        high = (high >> 1).to(tl.uint32)
-        kth = tl.where(reach >= k, trial, kth).to(tl.uint32)
-        reach_kth = tl.where(reach >= k, reach, reach_kth)
-    # Nothing was found where k entries or fewer are there: then all of them are kept.
+    if k < size:
+        high = tl.cast(0x80000000, tl.uint32)
+        for _ in tl.range(32):
+            trial = kth | high
+            reach = tl.sum(((keys >= trial) & there).to(tl.int32))
+            if TAIL:
+                reach += _count_tail(keys_ptr, ids_ptr, size, trial, 0, False, BLOCK)
+            high = (high >> 1).to(tl.uint32)
+            kth = tl.where(reach >= k, trial, kth).to(tl.uint32)
+            reach_kth = tl.where(reach >= k, reach, reach_kth)
     above = reach_kth
     last = tl.cast(0x7FFFFFFF, tl.int32)
     if reach_kth > k:
