@@ -46,7 +46,7 @@ HEAD = tl.constexpr(8)
 DRAW = tl.constexpr(9)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def project(
     program, programs, w_ptr, x_ptr, stride_x, y_ptr, stride_y, sums_ptr, eps, B,
     N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, GROUPS: tl.constexpr,
@@ -68,7 +68,7 @@ def project(
         tl.store(y, acc.to(y_ptr.dtype.element_ty), mask=(n < N)[:, None] & t_in[None, :])
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def gate_up(
     program, programs, w_ptr, x_ptr, act_ptr, sums_ptr, eps, B,
     G: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr, POW_GROUPS: tl.constexpr,
@@ -93,7 +93,7 @@ def gate_up(
         tl.store(act, value, mask=(g < G)[:, None] & t_in[None, :])
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def add_product(
     program, programs, w_ptr, y_ptr, gain_ptr, x_ptr, scaled_ptr, sums_ptr, B,
     D: tl.constexpr, K: tl.constexpr, R: tl.constexpr, T: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -124,7 +124,7 @@ def add_product(
         tl.store(sums, group_sums(wide * wide, R), mask=some[:, None] & t_in[None, :])
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def attend(
     b, qkv_ptr, y_ptr, step, B, scale,
     D: tl.constexpr, HEADS: tl.constexpr, HEAD_GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -152,7 +152,7 @@ def attend(
         tl.store(y_ptr + at, mixed.to(y_ptr.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def embed(
     b, base_ptr, table_ptr, gain_ptr, x_ptr, scaled_ptr, sums_ptr, B,
     D: tl.constexpr, POW_D: tl.constexpr,

@@ -34,16 +34,18 @@ def depth_head(
     its frame so far, with scale 1 / sqrt(head width), no position embedding and no window; no norm
     stands before the head. Nothing is kept between frames.
 
-    x     hidden [B, H] fp32 (the trunk's, after its final norm), text_ids [B] int64, and
-          SamplingParams, each [B]; codebook q draws from stream 1 + q whatever its stream says
-    weights DepthWeights, fp32
+    x     hidden [B, H] fp32, bf16 on a GPU (the trunk's, after its final norm), text_ids [B]
+          int64, and SamplingParams, each [B]; codebook q draws from stream 1 + q whatever its
+          stream says
+    weights DepthWeights, dtype of hidden; logits and draws are fp32
     state unused; the signature is the same for every op
     rows  None, or B lines of one row: one that does not run gets zero codes and finite = True
     out   DepthOutputs: codes [B, Q] int64, finite [B] bool; allocated when None
 
     A row depends on nothing but itself, and a row that is not finite draws code 0 and says so.
     Source: spec/interaction.md 1; spec/moshi-mimi.md 3.2 (depformer).
-    Raises ValueError on shapes, TypeError on dtypes, IndexError on a text id outside its table.
+    Raises ValueError on shapes, TypeError on dtypes, IndexError on a text id outside its table
+    (on a CPU; a GPU takes the nearest row, since only the device knows the id).
     """
     batch = x.hidden.shape[0]
     check_shape("depth_head", "hidden", x.hidden, ("B", weights.hidden_size))
