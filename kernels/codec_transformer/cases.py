@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ class CodecTransformerCase:
     F: int
     W: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -45,12 +46,12 @@ class CodecTransformerCase:
     def flops(self) -> int:
         return self.N * self.S * (2 * self.L * self._weights + 4 * self._keys * self.D)
 
-    def bytes(self, itemsize: int) -> int:
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
+        """Rows in and out, weights and state; `streamed` bytes a value of the matrices."""
         read = min(self.P, self.W - 1) if self.S else 0
         kv = 2 * self.S * (read + self.L) * self.D
-        return (
-            2 * self.S * self.L * self.D + self.N * (self._weights + 6 * self.D + kv)
-        ) * itemsize
+        moved = 2 * self.S * self.L * self.D + self.N * (6 * self.D + kv)
+        return moved * itemsize + self.N * self._weights * (streamed or itemsize)
 
 
 CASES = (
@@ -58,6 +59,17 @@ CASES = (
     CodecTransformerCase(1, 4, 1000, 2, 128, 4, 512, 400, "the tiny codec, a tick, window full"),
     CodecTransformerCase(3, 2, 0, 1, 64, 2, 128, 16, "three sessions begin"),
     CodecTransformerCase(2, 5, 130, 1, 48, 3, 80, 37, "odd sizes, a leaf boundary in the window"),
+    CodecTransformerCase(1, 18, 500, 1, 32, 2, 48, 100, "more rows of a line than attend together"),
+)
+
+# The bar is of a whole Mimi decode, of which this is a part: 0.12, 0.20 and 0.45 ms.
+BENCH_CASES = (
+    CodecTransformerCase(1, 2, 1000, 8, 512, 8, 2048, 250, "Mimi, a frame", Bar(us=120)),
+    CodecTransformerCase(16, 2, 1000, 8, 512, 8, 2048, 250, "its 16 sessions", Bar(us=200)),
+    CodecTransformerCase(64, 2, 1000, 8, 512, 8, 2048, 250, "its 64 sessions", Bar(us=450)),
+    CodecTransformerCase(
+        1, 4, 1000, 8, 512, 8, 2048, 400, "the codec of interaction-small, a tick"
+    ),
 )
 
 
@@ -69,21 +81,19 @@ def make_inputs(
     device: torch.device | str = "cpu",
 ) -> OpInputs:
     """Gaussian rows over random keys and values; dtype fp32 unless given."""
-    import torch
-
     from microturn.kernels.arena import Ring
     from microturn.kernels.codec_transformer.reference import (
         CodecLayerWeights,
         CodecTransformerWeights,
     )
+    from microturn.kernels.draw import Draw
     from microturn.kernels.rows import RowBatch
     from microturn.kernels.streaming_attention import KVState, kv_specs
 
-    dtype = dtype or torch.float32
-    g = torch.Generator().manual_seed(seed)
+    draw = Draw(seed, dtype, device)
 
     def random(*shape: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
-        return (mean + std * torch.randn(*shape, generator=g)).to(device, dtype)
+        return mean + draw.normal(*shape, scale=std)
 
     def layer() -> CodecLayerWeights:
         width, ff = case.D, case.F
@@ -109,7 +119,7 @@ def make_inputs(
         num_kv_heads=case.H,
         head_dim=head_dim,
         cursor="frames",
-        dtype=dtype,
+        dtype=draw.dtype,
     )
     weights = CodecTransformerWeights(
         tuple(layer() for _ in range(case.N)), num_heads=case.H, window=case.W

@@ -34,7 +34,7 @@ def codec_transformer(
     with interleaved rotary embedding and scale 1 / sqrt(D / num_heads); no other biases, no norm
     after the last layer.
 
-    x     [T, D] fp32 (CPU), packed lines
+    x     [T, D] fp32, bf16 on a GPU, packed lines; weights alike
     state a KVState for each layer, positions at the rate of x; None: whole sequences,
           differentiable
     rows  at the rate of x; None only without state: x is one whole sequence
