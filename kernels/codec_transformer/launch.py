@@ -10,7 +10,7 @@ with the number of rows, and so keeps its bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -199,9 +199,11 @@ def _table(
     return _kept_table(addresses, device)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _kept_table(addresses: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Kept by the addresses themselves, so a table is never out of date."""
+    """Kept by the addresses themselves, so a table is never out of date; kept for good, since a
+    graph that was captured goes on reading it.
+    """
     return torch.tensor(addresses, dtype=torch.int64, device=device)
 
 
@@ -227,7 +229,7 @@ def _shape_of(kv: KVState) -> tuple[Any, ...]:
     )
 
 
-@lru_cache(maxsize=8)
+@cache
 def _turns(head_dim: int, theta: float, device: torch.device) -> Tensor:
     """[head_dim / 2] fp64: turns a position makes each pair go round."""
     steps = torch.arange(0, head_dim, 2, dtype=torch.float64)
