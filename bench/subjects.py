@@ -14,9 +14,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
+from microturn.bench.schema import COMPOSED
 from microturn.kernels.registry import OPS, Case, OpInputs
-
-COMPOSED = ("mimi_decode",)
 
 ITEMSIZES = {"fp32": (4, 4), "fp16": (2, 2), "bf16": (2, 2), "fp8": (2, 1)}
 """Bytes of a value, and of a streamed one, by the names of dtypes in results."""

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from microturn.bench import schema, tick
 from microturn.bench.cli import app
-from microturn.bench.subjects import COMPOSED
+from microturn.bench.schema import COMPOSED
 from microturn.kernels.registry import OP_NAMES, OPS
 
 FAST = ("tick", "--fast", "--ticks", "6")
