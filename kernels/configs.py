@@ -15,8 +15,6 @@ from typing import Any
 DEFAULT = "NVIDIA_H200"
 Config = dict[str, Any]
 
-_used: set[tuple[str, str, int]] = set()
-
 
 @cache
 def table(op: str, device: str = DEFAULT, kernel: str | None = None) -> tuple[Config, ...]:
@@ -34,16 +32,10 @@ def table(op: str, device: str = DEFAULT, kernel: str | None = None) -> tuple[Co
 
 def choose(op: str, kernel: str | None = None, device: str = DEFAULT, **facts: Any) -> Config:
     """The `use` of the first entry whose conditions hold. Raises LookupError where none does."""
-    for index, entry in enumerate(table(op, device, kernel)):
+    for entry in table(op, device, kernel):
         if all(_holds(name, bound, facts) for name, bound in entry["when"].items()):
-            _used.add((op, kernel or "", index))
             return dict(entry["use"])
     raise LookupError(f"{op}: no launch parameters for {facts}; add an entry to its configs/")
-
-
-def used() -> set[tuple[str, str, int]]:
-    """(op, kernel, index) of every entry chosen so far: the gate shows that none is dead."""
-    return set(_used)
 
 
 def _holds(name: str, bound: Any, facts: dict[str, Any]) -> bool:

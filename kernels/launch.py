@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -112,23 +112,3 @@ def zeroed(owner: str, size: int, device: torch.device) -> Tensor:
     One buffer an owner and device: two steps of one op may not run at the same time on one device.
     """
     return torch.zeros(size, dtype=torch.int32, device=device)
-
-
-def launch_stages(
-    stages: list[tuple[Any, Grid]],
-    fused: Callable[[], tuple[Any, Grid]],
-    *args: Any,
-    **options: Any,
-) -> None:
-    """A kernel with grid barriers: its stages one by one in the interpreter, else one cooperative
-    launch of `fused`.
-
-    stages (kernel, grid) each; fused: gives the kernel that runs them all, and its grid.
-    """
-    if interpreted():
-        for kernel, grid in stages:
-            launch(kernel, grid, *args, **options)
-        return
-    kernel, grid = fused()
-    barriers = len(stages) - 1
-    launch(kernel, grid, *args, barriers=barriers, launch_cooperative_grid=True, **options)
