@@ -55,9 +55,11 @@ def linear_tiles(
     x_row = x_ptr + tl.where(t_in, t, T - 1)[None, :] * stride_x
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     PER: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT
+    LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # inputs in 128 bytes
     first = split * PER
     if PDL:
-        prefetch_l2(w_row + (first * BLOCK_K + k)[None, :])
+        line = tl.arange(0, BLOCK_K // LINE) * LINE
+        prefetch_l2(w_row + tl.minimum(first * BLOCK_K + line, K - 1)[None, :])
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
