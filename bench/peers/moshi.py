@@ -22,10 +22,8 @@ NEAR = 0.05
 FRESH = "state in mid-stream: it decodes the first frame"
 
 
-def codec_of(decoder: MimiDecoder) -> Any:
-    """moshi's codec with these weights; the encoder's are what it draws."""
-    loaders = library("moshi.models.loaders")
-    config: MimiConfig = decoder.config
+def build_codec(loaders: Any, config: MimiConfig) -> Any:
+    """moshi's codec of these sizes, with the weights it draws; loaders: `moshi.models.loaders`."""
     seanet = loaders._seanet_kwargs | {
         "dimension": config.dim,
         "n_filters": config.n_filters,
@@ -61,7 +59,13 @@ def codec_of(decoder: MimiDecoder) -> Any:
         "transformer": transformer,
         "quantizer": quantizer,
     }
-    codec = loaders.get_mimi(None, sizes, num_codebooks=config.num_codebooks)
+    return loaders.get_mimi(None, sizes, num_codebooks=config.num_codebooks)
+
+
+def codec_of(decoder: MimiDecoder) -> Any:
+    """moshi's codec with these weights; the encoder's are what it draws."""
+    config: MimiConfig = decoder.config
+    codec = build_codec(library("moshi.models.loaders"), config)
     ours = {f"decoder.{name}": tensor for name, tensor in decoder.named_parameters()}
     first = next(iter(ours.values()))
     codec = codec.to(device=first.device, dtype=first.dtype).eval().requires_grad_(False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from microturn.bench.peers.moshi import build_codec
 from microturn.model.mimi import Mimi, MimiConfig, load_kyutai
 
 BAR = 1e-5
@@ -18,46 +19,7 @@ BAR = 1e-5
 
 def moshi_codec(config: MimiConfig, seed: int = 0) -> Any:
     """moshi's codec of these sizes; weights keep variance, books are spread out."""
-    loaders = pytest.importorskip("moshi.models.loaders")
-    seanet = loaders._seanet_kwargs | {
-        "dimension": config.dim,
-        "n_filters": config.n_filters,
-        "compress": config.compress,
-        "ratios": list(config.ratios),
-        "kernel_size": config.kernel_size,
-        "last_kernel_size": config.last_kernel_size,
-        "residual_kernel_size": config.residual_kernel_size,
-    }
-    transformer = loaders._transformer_kwargs | {
-        "d_model": config.dim,
-        "input_dimension": config.dim,
-        "output_dimensions": [config.dim],
-        "num_heads": config.num_heads,
-        "num_layers": config.num_layers,
-        "dim_feedforward": config.ff_dim,
-        "context": config.context,
-        "max_period": config.rope_theta,
-    }
-    quantizer = loaders._quantizer_kwargs | {
-        "dimension": config.codebook_dim,
-        "n_q": config.num_codebooks,
-        "n_q_semantic": config.num_semantic,
-        "bins": config.codebook_size,
-        "input_dimension": config.dim,
-        "output_dimension": config.dim,
-    }
-    codec = loaders.get_mimi(
-        None,
-        {
-            "sample_rate": config.sample_rate,
-            "channels": 1,
-            "frame_rate": config.frame_rate,
-            "seanet": seanet,
-            "transformer": transformer,
-            "quantizer": quantizer,
-        },
-        num_codebooks=config.num_codebooks,
-    )
+    codec = build_codec(pytest.importorskip("moshi.models.loaders"), config)
     g = torch.Generator().manual_seed(seed)
     for name, parameter in codec.named_parameters():
         noise = torch.randn(parameter.shape, generator=g)
