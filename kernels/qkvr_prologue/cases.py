@@ -10,8 +10,6 @@ from microturn.kernels.registry import Bar, OpInputs
 if TYPE_CHECKING:
     import torch
 
-    from microturn.kernels.arena import ArenaSpec, Pages, Ring
-
 
 @dataclass(frozen=True)
 class QKVRCase:
@@ -117,16 +115,14 @@ def make_inputs(
     """
     import torch
 
-    from microturn.kernels.arena import Pages, Ring
-    from microturn.kernels.draw import FP8, Draw
+    from microturn.kernels.draw import Draw
     from microturn.kernels.qkvr_prologue.reference import QKVRState, QKVRWeights
     from microturn.kernels.rms_norm.reference import RMSNormWeights
     from microturn.kernels.rows import RowBatch
     from microturn.kernels.short_conv.cases import make_ring
-    from microturn.kernels.streaming_attention import KVState, kv_specs
+    from microturn.kernels.streaming_attention.cases import empty_kv
 
     draw = Draw(seed, dtype, device)
-    kept = FP8 if draw.fp8 else draw.dtype
     num_slots = len(case.counts) + 1
     q_gain, k_gain = (
         RMSNormWeights(2 + draw.normal(case.D, scale=0.2, dtype=torch.float32), 1e-6)
@@ -136,29 +132,9 @@ def make_inputs(
     weights = QKVRWeights(taps, q_gain, k_gain, case.H, case.Hkv, case.d_rel)
     x = draw.normal(case.T, sum(weights.widths))
 
-    def arena(spec: ArenaSpec, table: torch.Tensor) -> Ring | Pages:
-        ring = case.kind == "ring"
-        lead = (num_slots, spec.capacity) if ring else (table.numel(), spec.page_size)
-        data = torch.empty(*lead, *spec.shape, dtype=kept, device=device)
-        if not draw.meta:
-            data.fill_(float("nan"))
-        return Ring(data) if ring else Pages(data, table)
-
-    k, v = kv_specs(
-        "case",
-        kind=case.kind,
-        window=case.window,
-        max_rows_per_tick=case.max_rows,
-        num_kv_heads=case.Hkv,
-        head_dim=case.D,
-        cursor="rows",
-    )
-    pages = k.capacity // k.page_size
-    order = draw.uniform(num_slots * pages).argsort().view(num_slots, pages)
-    table = order.to(torch.int32)
+    kv = empty_kv(draw, num_slots, case.kind, case.window, case.max_rows, case.Hkv, case.D)
     conv = make_ring(draw, taps.shape[0], case.K, case.max_rows, case.starts)
     lines = range(len(case.counts))
     run = [line not in case.idle for line in lines]
     rows = RowBatch.build(lines, case.counts, case.starts, exec_mask=run, device=device)
-    state = QKVRState(KVState(arena(k, table), arena(v, table)), conv)
-    return OpInputs(x, weights, state, rows)
+    return OpInputs(x, weights, QKVRState(kv, conv), rows)

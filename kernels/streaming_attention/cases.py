@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
 
     from microturn.kernels.arena import ArenaSpec, Pages, Ring
+    from microturn.kernels.draw import Draw
+    from microturn.kernels.streaming_attention.reference import KVState
 
 
 @dataclass(frozen=True)
@@ -246,18 +248,14 @@ def make_inputs(
     """Gaussian inputs; line b runs in slot b of arenas that hold NaN wherever no query looks."""
     import torch
 
-    from microturn.kernels.arena import Pages, Ring
-    from microturn.kernels.draw import FP8, Draw
+    from microturn.kernels.draw import Draw
     from microturn.kernels.rows import RowBatch
     from microturn.kernels.streaming_attention.reference import (
         AttentionInputs,
         AttentionWeights,
-        KVState,
-        kv_specs,
     )
 
     draw = Draw(seed, dtype, device)
-    kept = FP8 if draw.fp8 else draw.dtype
     num_slots = len(case.counts) + 1
     q = draw.normal(case.T, case.H, case.D)
     k_in = draw.normal(case.T, case.Hkv, case.D) if case.append else None
@@ -274,35 +272,51 @@ def make_inputs(
         rope_theta=case.rope_theta or None,
     )
 
-    def arena(spec: ArenaSpec, table: torch.Tensor) -> Ring | Pages:
-        view: Ring | Pages
-        if case.kind == "ring":
-            shape = (num_slots, spec.capacity, *spec.shape)
-            view = Ring(torch.empty(shape, dtype=kept, device=device))
-        else:
-            shape = (table.numel(), spec.page_size, *spec.shape)
-            view = Pages(torch.empty(shape, dtype=kept, device=device), table)
-        if draw.meta:
-            return view
-        view.data.fill_(float("nan"))
+    state = empty_kv(draw, num_slots, case.kind, case.window, case.max_rows, case.Hkv, case.D)
+    for view in () if draw.meta else (state.k, state.v):
         for slot, (start, count) in enumerate(zip(case.starts, case.counts, strict=True)):
             end = start if case.append else start + count
             past = torch.arange(max(0, start - case.window + 1), end, device=device)
-            view.write(torch.full_like(past, slot), past, draw.normal(len(past), *spec.shape))
-        return view
+            view.write(torch.full_like(past, slot), past, draw.normal(len(past), case.Hkv, case.D))
+    rows = RowBatch.build(range(len(case.counts)), case.counts, case.starts, device=device)
+    return OpInputs(AttentionInputs(q, k_in, v_in, r), weights, state, rows)
 
-    k, v = kv_specs(
+
+def empty_kv(
+    draw: Draw,
+    num_slots: int,
+    kind: Literal["ring", "pages"],
+    window: int,
+    max_rows: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> KVState:
+    """Arenas that hold NaN, pages in random order; 8 bits where the draw is FP8."""
+    import torch
+
+    from microturn.kernels.arena import Pages, Ring
+    from microturn.kernels.draw import FP8
+    from microturn.kernels.streaming_attention.reference import KVState, kv_specs
+
+    specs = kv_specs(
         "case",
-        kind=case.kind,
-        window=case.window,
-        max_rows_per_tick=case.max_rows,
-        num_kv_heads=case.Hkv,
-        head_dim=case.D,
+        kind=kind,
+        window=window,
+        max_rows_per_tick=max_rows,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
         cursor="rows",
     )
-    pages = k.capacity // k.page_size
-    order = draw.uniform(num_slots * pages).argsort().view(num_slots, pages)
-    table = order.to(torch.int32)
-    rows = RowBatch.build(range(len(case.counts)), case.counts, case.starts, device=device)
-    state = KVState(arena(k, table), arena(v, table))
-    return OpInputs(AttentionInputs(q, k_in, v_in, r), weights, state, rows)
+    pages = specs[0].capacity // specs[0].page_size
+    table = draw.uniform(num_slots * pages).argsort().view(num_slots, pages).to(torch.int32)
+
+    def arena(spec: ArenaSpec) -> Ring | Pages:
+        lead = (num_slots, spec.capacity) if kind == "ring" else (table.numel(), spec.page_size)
+        kept = FP8 if draw.fp8 else draw.dtype
+        data = torch.empty(*lead, *spec.shape, dtype=kept, device=draw.device)
+        if not draw.meta:
+            data.fill_(float("nan"))
+        return Ring(data) if kind == "ring" else Pages(data, table)
+
+    k, v = specs
+    return KVState(arena(k), arena(v))
