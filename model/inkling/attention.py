@@ -1,18 +1,16 @@
-"""Attention of one layer: fused projection, short convolution of k and v, head norms, bias."""
+"""Attention of one layer, between its two projections."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from microturn.kernels.arena import ArenaSpec, Pages, Ring
 from microturn.kernels.linear import linear
+from microturn.kernels.qkvr_prologue import QKVRState, QKVRWeights, qkvr_prologue
 from microturn.kernels.rows import RowBatch
-from microturn.kernels.short_conv import short_conv, short_conv_spec
+from microturn.kernels.short_conv import short_conv_spec
 from microturn.kernels.streaming_attention import (
-    AttentionInputs,
     AttentionWeights,
     KVState,
     kv_specs,
@@ -21,14 +19,6 @@ from microturn.kernels.streaming_attention import (
 from microturn.model.family import ArenaSet
 from microturn.model.inkling.config import AttentionConfig, TrunkConfig
 from microturn.model.inkling.norm import RMSNorm
-
-
-@dataclass(frozen=True)
-class AttentionState:
-    """kv: past keys and values; conv: raw inputs of the k and v convolutions, side by side."""
-
-    kv: KVState
-    conv: Ring
 
 
 class Attention(nn.Module):
@@ -83,24 +73,23 @@ class Attention(nn.Module):
             ),
         )
 
-    def bind(self, arenas: ArenaSet, prefix: str) -> AttentionState:
+    def bind(self, arenas: ArenaSet, prefix: str) -> QKVRState:
         k, v = arenas.view(f"{prefix}.kv.k"), arenas.view(f"{prefix}.kv.v")
         conv = arenas.view(f"{prefix}.kv_conv")
         assert isinstance(k, Ring | Pages) and isinstance(v, Ring | Pages)
         assert isinstance(conv, Ring)
-        return AttentionState(KVState(k, v), conv)
+        return QKVRState(KVState(k, v), conv)
 
-    def forward(self, x: Tensor, state: AttentionState | None, rows: RowBatch) -> Tensor:
+    def forward(self, x: Tensor, state: QKVRState | None, rows: RowBatch) -> Tensor:
         """x [T, H], normed -> [T, H]."""
         sizes = self.sizes
-        q, kv, r = linear(x, self.qkvr).split_with_sizes(self.widths, dim=1)
-        kv = short_conv(kv, self.kv_conv, None if state is None else state.conv, rows)
-        k, v = kv.view(-1, 2, sizes.num_kv_heads, sizes.head_dim).unbind(1)
-        inputs = AttentionInputs(
-            self.q_norm(q.view(-1, sizes.num_heads, sizes.head_dim)),
-            self.k_norm(k),
-            v,
-            r.view(-1, sizes.num_heads, self.config.d_rel),
+        prologue = QKVRWeights(
+            self.kv_conv,
+            self.q_norm.weights,
+            self.k_norm.weights,
+            sizes.num_heads,
+            sizes.num_kv_heads,
+            self.config.d_rel,
         )
         weights = AttentionWeights(
             window=sizes.window,
@@ -109,5 +98,6 @@ class Attention(nn.Module):
             log_floor=sizes.log_floor,
             log_alpha=sizes.log_alpha,
         )
+        inputs = qkvr_prologue(linear(x, self.qkvr), prologue, state, rows)
         y = streaming_attention(inputs, weights, None if state is None else state.kv, rows)
         return linear(y.flatten(1), self.o)

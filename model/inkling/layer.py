@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from microturn.kernels.arena import ArenaSpec, Ring
+from microturn.kernels.conv_residual_norm import (
+    ConvResidualNormWeights,
+    Stream,
+    SubBlock,
+    conv_residual_norm,
+)
+from microturn.kernels.qkvr_prologue import QKVRState
+from microturn.kernels.rms_norm import RMSNormWeights
 from microturn.kernels.rows import RowBatch
-from microturn.kernels.short_conv import short_conv, short_conv_spec
+from microturn.kernels.short_conv import short_conv_spec
 from microturn.model.family import ArenaSet
-from microturn.model.inkling.attention import Attention, AttentionState
+from microturn.model.inkling.attention import Attention
 from microturn.model.inkling.config import TrunkConfig
 from microturn.model.inkling.mlp import DenseMLP, ExpertsMLP
 from microturn.model.inkling.norm import RMSNorm
@@ -21,7 +29,7 @@ from microturn.model.inkling.norm import RMSNorm
 class LayerState:
     """attn_conv, mlp_conv: raw inputs of the two convolutions on the residual stream."""
 
-    attn: AttentionState
+    attn: QKVRState
     attn_conv: Ring
     mlp_conv: Ring
 
@@ -30,6 +38,8 @@ class Layer(nn.Module):
     """h = x + attn_conv(attn(attn_norm(x))); h + mlp_conv(mlp(mlp_norm(h))) (spec/inkling.md 1.2).
 
     A short convolution adds its own input as well, so a sub-block is added twice, as intended.
+    A norm is done where the sum before it is made: the trunk norms for the first layer, a layer for
+    the one after it.
     """
 
     def __init__(self, config: TrunkConfig, layer: int) -> None:
@@ -75,12 +85,16 @@ class Layer(nn.Module):
         assert isinstance(attn_conv, Ring) and isinstance(mlp_conv, Ring)
         return LayerState(self.attn.bind(arenas, prefix), attn_conv, mlp_conv)
 
-    def forward(self, x: Tensor, state: LayerState | None, rows: RowBatch) -> Tensor:
-        """x [T, H] -> [T, H]."""
+    def forward(
+        self, x: Stream, state: LayerState | None, rows: RowBatch, next_norm: RMSNormWeights
+    ) -> Stream:
+        """x [T, H], its normed part by attn_norm -> [T, H], its normed part by next_norm."""
         attn, attn_conv, mlp_conv = (
             (None, None, None) if state is None else (state.attn, state.attn_conv, state.mlp_conv)
         )
-        y = self.attn(self.attn_norm(x), attn, rows)
-        h: Tensor = x + short_conv(y, self.attn_conv, attn_conv, rows)
-        y = self.mlp(self.mlp_norm(h), rows)
-        return h + short_conv(y, self.mlp_conv, mlp_conv, rows)
+        to_mlp = ConvResidualNormWeights(self.attn_conv, self.mlp_norm.weights)
+        y = SubBlock(self.attn(x.normed, attn, rows), x.h)
+        x = conv_residual_norm(y, to_mlp, attn_conv, rows)
+        to_next = ConvResidualNormWeights(self.mlp_conv, next_norm)
+        y = SubBlock(self.mlp(x.normed, rows), x.h)
+        return conv_residual_norm(y, to_next, mlp_conv, rows)

@@ -19,5 +19,10 @@ class RMSNorm(nn.Module):
     def reset_parameters(self, value: float = 1.0) -> None:
         nn.init.constant_(self.gain, value)
 
+    @property
+    def weights(self) -> RMSNormWeights:
+        """For ops that norm as a part of what they do."""
+        return RMSNormWeights(self.gain, self.eps)
+
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, RMSNormWeights(self.gain, self.eps))
+        return rms_norm(x, self.weights)

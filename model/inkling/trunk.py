@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microturn.kernels.arena import ArenaSpec
+from microturn.kernels.conv_residual_norm import Stream
 from microturn.kernels.linear import linear
 from microturn.kernels.rows import RowBatch
 from microturn.model.family import ArenaSet
@@ -83,13 +84,13 @@ class Trunk(nn.Module):
         state None: every line is a whole sequence with nothing before it; differentiable. Rows of
         lines that do not run come back as their own embedding, normed.
         """
-        if state is None:
-            for layer in self.layers:
-                x = layer(x, None, rows)
-        else:
-            for layer, layer_state in zip(self.layers, state.layers, strict=True):
-                x = layer(x, layer_state, rows)
-        return self.norm(x)  # type: ignore[no-any-return]
+        layers = self._layers
+        states = [None] * len(layers) if state is None else state.layers
+        norms = [*(layer.attn_norm for layer in layers), self.norm]
+        stream = Stream(x, norms[0](x))
+        for layer, layer_state, norm in zip(layers, states, norms[1:], strict=True):
+            stream = layer(stream, layer_state, rows, norm.weights)
+        return stream.normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H], as `forward` gives it -> [R, unpadded_vocab_size] fp32."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from microturn.kernels.conv_residual_norm import Stream
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.testing import assert_bitwise_equal, assert_close
 from microturn.model.inkling.config import TrunkConfig
@@ -153,10 +154,13 @@ def test_seeded_weights_are_the_same_and_of_unit_scale(trunk: Trunk) -> None:
     with torch.no_grad():
         x = deep.embed(torch.randint(0, 41, (50,)))
         rows = RowBatch.build([0], [50], [0])
-        for layer in deep.layers:
-            x = layer(x, None, rows)
-        assert 1 < float(x.square().mean().sqrt()) < 3, "the residual stream"
-        assert 0.5 < float(deep.logits(deep.norm(x)).std()) < 3
+        stream = Stream(x, deep.layers[0].attn_norm(x))
+        for layer, following in zip(deep.layers, [*deep.layers[1:], None], strict=True):
+            norm = deep.norm if following is None else following.attn_norm
+            stream = layer(stream, None, rows, norm.weights)
+        assert 1 < float(stream.h.square().mean().sqrt()) < 3, "the residual stream"
+        assert_bitwise_equal(stream.normed, deep(x, None, rows))
+        assert 0.5 < float(deep.logits(stream.normed).std()) < 3
 
 
 def test_logits_end_with_the_vocabulary_in_fp32(trunk: Trunk) -> None:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import microturn.model.inkling.attention as attention_module
-import microturn.model.inkling.layer as layer_module
 import microturn.model.inkling.mlp as mlp_module
+from microturn.kernels.qkvr_prologue import QKVRState, QKVRWeights
+from microturn.kernels.rms_norm import rms_norm
 from microturn.kernels.router import RouterWeights, Routing, router
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.short_conv import short_conv
-from microturn.kernels.streaming_attention import streaming_attention
+from microturn.kernels.streaming_attention import AttentionInputs, streaming_attention
 from microturn.model.inkling.attention import Attention
 from microturn.model.inkling.trunk import Trunk
 from oracles.inkling import BAR, FEW, Released
@@ -65,9 +66,9 @@ def attentions(trunk: Trunk, *, sliding: bool | None = None) -> list[Attention]:
     ]
 
 
-def zero(part: str) -> Drop:
+def zero(*parts: str) -> Drop:
     def drop(trunk: Trunk, patch: pytest.MonkeyPatch) -> None:
-        found = [t for name, t in trunk.state_dict().items() if name.endswith(part)]
+        found = [t for name, t in trunk.state_dict().items() if name.endswith(parts)]
         assert found
         for tensor in found:
             tensor.zero_()
@@ -86,13 +87,14 @@ def ones(part: str, module: str) -> Drop:
 
 
 def identity(name: str) -> Drop:
-    """Norms called `name` pass through what they get."""
+    """Norms called `name` pass through what they get: an eps so large that nothing else counts."""
 
     def drop(trunk: Trunk, patch: pytest.MonkeyPatch) -> None:
-        owners = [m for m in trunk.modules() if isinstance(getattr(m, name, None), nn.Module)]
-        assert owners
-        for owner in owners:
-            setattr(owner, name, nn.Identity())
+        norms = [m for m in (getattr(m, name, None) for m in trunk.modules()) if m is not None]
+        assert norms
+        for norm in norms:
+            norm.eps = 1e12
+            norm.gain.fill_(1e6)
 
     return drop
 
@@ -131,16 +133,14 @@ def window(change: int) -> Drop:
     return drop
 
 
-def without_inner_residual(module: Any) -> Drop:
+def without_inner_residual(*parts: str) -> Drop:
+    """A convolution adds its input to its sum; one less in the newest tap takes that away."""
+
     def drop(trunk: Trunk, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(module, "short_conv", lambda x, *rest: short_conv(x, *rest) - x)
-
-    return drop
-
-
-def without_convolution(module: Any) -> Drop:
-    def drop(trunk: Trunk, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(module, "short_conv", lambda x, *rest: x)
+        found = [t for name, t in trunk.state_dict().items() if name.endswith(parts)]
+        assert found
+        for taps in found:
+            taps[:, -1] -= 1
 
     return drop
 
@@ -154,27 +154,23 @@ def taps_reversed(trunk: Trunk, patch: pytest.MonkeyPatch) -> None:
 def convolution_after_the_head_norm(trunk: Trunk, patch: pytest.MonkeyPatch) -> None:
     """k is normed by head first and convolved then; v as it should be."""
 
-    class NormThenConv(nn.Module):
-        def __init__(self, attention: Attention) -> None:
-            super().__init__()
-            self.norm, self.call = attention.k_norm, calls[id(attention.kv_conv)]
+    def changed(
+        x: Tensor, weights: QKVRWeights, state: QKVRState | None, rows: RowBatch
+    ) -> AttentionInputs:
+        q, kv, r = x.split_with_sizes(list(weights.widths), dim=1)
+        k, v = kv.chunk(2, 1)
+        heads = (-1, weights.num_kv_heads, weights.head_dim)
+        both = torch.cat([rms_norm(k.reshape(heads), weights.k_norm).flatten(1), v], 1)
+        ring = None if state is None else state.conv
+        k, v = short_conv(both, weights.taps, ring, rows).chunk(2, 1)
+        return AttentionInputs(
+            rms_norm(q.reshape(-1, weights.num_heads, weights.head_dim), weights.q_norm),
+            k.reshape(heads),
+            v.reshape(heads),
+            r.reshape(-1, weights.num_heads, weights.d_rel),
+        )
 
-        def forward(self, k: Tensor) -> Tensor:
-            weights, state, rows = self.call
-            width = k[0].numel()
-            both = torch.cat([self.norm(k).flatten(1), k.flatten(1)], 1)
-            return short_conv(both, weights, state, rows)[:, :width].view(k.shape)
-
-    calls: dict[int, list[Any]] = {id(a.kv_conv): [None] * 3 for a in attentions(trunk)}
-
-    def raw_k(x: Tensor, weights: Tensor, state: Any, rows: RowBatch) -> Tensor:
-        calls[id(weights)][:] = weights, state, rows
-        half = x.shape[1] // 2
-        return torch.cat([x[:, :half], short_conv(x, weights, state, rows)[:, half:]], 1)
-
-    patch.setattr(attention_module, "short_conv", raw_k)
-    for attention in attentions(trunk):
-        attention.k_norm = NormThenConv(attention)  # type: ignore[assignment]
+    patch.setattr(attention_module, "qkvr_prologue", changed)
 
 
 def routing(change: Callable[[Tensor, RouterWeights, Routing], Routing]) -> Drop:
@@ -222,10 +218,11 @@ def attention_weights(change: Callable[[Any], dict[str, Any]]) -> Drop:
 def heads_interleaved(trunk: Trunk, patch: pytest.MonkeyPatch) -> None:
     """Query head h reads kv head h % Hkv instead of h // (H / Hkv)."""
 
-    def changed(x: Any, *rest: Any) -> Tensor:
-        heads, kv_heads = x.q.shape[1], x.k.shape[1]
+    def changed(x: Any, weights: Any, state: Any, rows: RowBatch) -> Tensor:
+        heads, kv_heads = x.q.shape[1], (state.k.data.shape[2] if x.k is None else x.k.shape[1])
         order = torch.arange(heads).view(-1, kv_heads).T.reshape(-1)
-        y = streaming_attention(dataclasses.replace(x, q=x.q[:, order], r=x.r[:, order]), *rest)
+        x = dataclasses.replace(x, q=x.q[:, order], r=x.r[:, order])
+        y = streaming_attention(x, weights, state, rows)
         return y[:, order.argsort()]
 
     patch.setattr(attention_module, "streaming_attention", changed)
@@ -243,10 +240,12 @@ TERMS: dict[str, Drop] = {
     "relative bias": zero("rel_bank"),
     "zero bias past the extent": clamped_bias,
     "the extent's last key": shorter_bias,
-    "the inner residual of the k and v convolutions": without_inner_residual(attention_module),
-    "the inner residual of the residual convolutions": without_inner_residual(layer_module),
-    "the k and v convolutions": without_convolution(attention_module),
-    "the residual convolutions": without_convolution(layer_module),
+    "the inner residual of the k and v convolutions": without_inner_residual("kv_conv"),
+    "the inner residual of the residual convolutions": without_inner_residual(
+        "attn_conv", "mlp_conv"
+    ),
+    "the k and v convolutions": zero("kv_conv"),
+    "the residual convolutions": zero("attn_conv", "mlp_conv"),
     "the order of taps": taps_reversed,
     "convolution before the head norm": convolution_after_the_head_norm,
     "head norm of q": identity("q_norm"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, reject, settings
 
 import microturn.model.inkling.layer as layer_module
-from microturn.kernels.short_conv import short_conv
+from microturn.kernels.conv_residual_norm import conv_residual_norm
 from microturn.model.mimi import MimiConfig
 from oracles import inkling, mimi
 from oracles import net as net_module
@@ -80,7 +80,13 @@ CODEC = CodecCase(
 
 def test_a_fault_in_the_trunk_is_caught_however_it_is_fed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(trunk_differences(TRUNK).values()) <= inkling.BAR
-    monkeypatch.setattr(layer_module, "short_conv", lambda x, *rest: short_conv(x, *rest) - x)
+
+    def one_less(x: Any, weights: Any, *rest: Any) -> Any:
+        taps = weights.taps.clone()
+        taps[:, -1] -= 1
+        return conv_residual_norm(x, dataclasses.replace(weights, taps=taps), *rest)
+
+    monkeypatch.setattr(layer_module, "conv_residual_norm", one_less)
     assert min(trunk_differences(TRUNK).values()) > 10 * inkling.BAR
 
 
