@@ -14,8 +14,10 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # Triton beside a torch that brings none of its own (a CPU build); others say which they need.
 TRITON ?= triton==3.6.0
-# More arguments for pytest: make test PYTEST_ARGS="tests/kernels -k linear"
+# A part of the tests, in one process: make test PYTEST_ARGS="tests/kernels -k linear"
 PYTEST_ARGS ?=
+# Test processes of one thread each; tests that watch the real clock run after them, alone.
+WORKERS ?= 2
 # Size and seed of make oracle-long: so many random models, and half as many codecs.
 COUNT ?= 1000
 SEED ?= 0
@@ -70,7 +72,7 @@ help:
 	@echo "make oracle-long random models and codecs against transformers and moshi, COUNT and SEED"
 	@echo "make peers       download the libraries that the bench compares with: bench/peers/README.md"
 	@echo "make clean       remove what was built (distclean: the environment too)"
-	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS, COUNT, SEED, PARTS, OUT (see the top of this file)"
+	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS, WORKERS, COUNT, SEED, PARTS, OUT (see the top of this file)"
 
 $(VENV)/.base: pyproject.toml
 	$(install)
@@ -87,8 +89,14 @@ demo: $(VENV)/.base
 	@mkdir -p demo
 	@$(BIN)/microturn run tests/data/jfk.flac --out demo/reply.wav --realtime
 
+PARALLEL = -n $(WORKERS) --dist worksteal
 test: $(VENV)/.dev
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@$(BIN)/python -P -m pytest -q --durations=10 $(PARALLEL) -m "not realtime"
+	@$(BIN)/python -P -m pytest -q -m realtime
+else
 	@$(BIN)/python -P -m pytest -q --durations=10 $(PYTEST_ARGS)
+endif
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check
@@ -111,8 +119,8 @@ wheel-test: $(VENV)/.dev
 	$(WHEEL_PYTHON) -P -c 'import sys, microturn.runtime as r; \
 	  sys.exit(None if r.__file__.startswith(sys.prefix) else f"not the wheel: {r.__file__}")'; \
 	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" $(WHEEL_PYTHON) -P -m pytest -q -p no:cacheprovider \
-	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) -m "not oracle and not slow" \
-	  $(CURDIR)/tests $(PYTEST_ARGS)
+	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(PARALLEL) \
+	  -m "not oracle and not slow and not realtime" $(CURDIR)/tests $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -P -m pytest -q tests/bench/benchmarks.py $(PYTEST_ARGS)

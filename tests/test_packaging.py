@@ -166,6 +166,7 @@ def test_readme_tree_is_the_folders() -> None:
     assert {ROOT / folder for folder in (*FOLDERS, "tests")} <= named
 
 
+@pytest.mark.realtime
 def test_readme_example_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_last_line_is_the_document_that_out_holds(tmp_path: Path) -> None:
     assert row["case"] in "\n".join(result.stdout.splitlines()[:-1])
 
 
+@pytest.mark.realtime
 def test_on_the_real_clock_ticks_take_their_time_and_a_recording_is_looped(tmp_path: Path) -> None:
     heard = tmp_path / "x.wav"
     soundfile.write(heard, np.full(8_000, 0.1, np.float32), 8_000)

@@ -390,6 +390,7 @@ class FakeDevice:
         self._thread.join()
 
 
+@pytest.mark.realtime
 def test_talk_carries_the_microphone_in_and_the_reply_out_in_order(
     make_runtime: Callable[..., Any], make_family: Any
 ) -> None:
