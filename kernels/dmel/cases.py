@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from microturn.kernels.registry import OpInputs
+from microturn.kernels.registry import Bar, OpInputs
 
 if TYPE_CHECKING:
     import torch
 
-HOP, WINDOW, BANDS, MELS, BINS = 800, 1600, 801, 80, 16
+HOP, WINDOW, BANDS, MELS, BINS, TAPS = 800, 1600, 801, 80, 16, 64
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class DMelCase:
     F: int
     position: int
     reason: str
+    bar: Bar | None = None
 
     @property
     def id(self) -> str:
@@ -30,13 +31,15 @@ class DMelCase:
     @property
     def flops(self) -> int:
         transform = int(2.5 * WINDOW * math.log2(WINDOW))
-        row = WINDOW + transform + 4 * BANDS + 2 * MELS * BANDS + 3 * MELS * BINS
+        row = WINDOW + transform + 4 * BANDS + 2 * MELS * TAPS + 3 * MELS * BINS
         return self.B * self.F * row
 
-    def bytes(self, itemsize: int) -> int:
-        """Audio, state and constants at `itemsize`; bins are int64."""
-        state = 2 * self.B * HOP
-        constants = WINDOW + MELS * BANDS + BINS
+    def bytes(self, itemsize: int, streamed: int | None = None) -> int:
+        """Audio, state and constants (of a filter the bands where it is not zero) at `itemsize`;
+        bins are int64.
+        """
+        state = self.B * HOP * (2 if self.position else 1)
+        constants = (WINDOW + MELS * TAPS + BINS) * (self.B > 0)
         values = self.B * self.F * HOP + state + constants
         return values * itemsize + 8 * self.B * self.F * MELS
 
@@ -46,7 +49,16 @@ CASES = (
     DMelCase(1, 2, 0, "the first tick of a session of 100 ms"),
     DMelCase(3, 2, 40, "a tick of three sessions under way"),
     DMelCase(5, 1, 7, "ticks of one hop"),
-    DMelCase(1, 23, 0, "a prime number of hops at once"),
+    DMelCase(1, 7, 0, "a prime number of hops at once"),
+)
+
+DTYPES = ("fp32",)
+BENCH_CASES = (
+    DMelCase(1, 2, 9000, "a tick of one session"),
+    DMelCase(16, 2, 9000, "of 16 sessions"),
+    DMelCase(64, 2, 9000, "of 64 sessions: a hop for nearly every multiprocessor"),
+    DMelCase(64, 4, 9000, "of 64 sessions, 200 ms"),
+    DMelCase(1, 1200, 0, "a minute at once"),
 )
 
 

@@ -7,22 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microturn.kernels.arena import Twice
-from microturn.kernels.dmel.weights import FLOOR, LOG_MAX, LOG_MIN, NUM_MELS, DMelWeights
+from microturn.kernels.dmel.weights import FLOOR, NUM_MELS, DMelWeights, nearest
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.tiles import matmul_rows
 
 
-def log_mel(frames: Tensor, weights: DMelWeights) -> Tensor:
-    """frames [..., 1600] -> log10 of the mel-weighted magnitudes [..., 80], not clamped."""
+def mel_sums(frames: Tensor, weights: DMelWeights) -> Tensor:
+    """frames [..., 1600] -> the mel-weighted sums of magnitudes [..., 80]."""
     spectrum = torch.view_as_real(torch.fft.rfft(frames * weights.window))
     magnitudes = spectrum.square().sum(-1).clamp_min(FLOOR).sqrt()
     padded = F.pad(magnitudes, (0, weights.filters.shape[1] - magnitudes.shape[-1]))
-    return matmul_rows(padded, weights.filters).clamp_min(FLOOR).log10()
+    return matmul_rows(padded, weights.filters)
 
 
 def _bins(frames: Tensor, weights: DMelWeights) -> Tensor:
-    level = log_mel(frames, weights).clamp(LOG_MIN, LOG_MAX)
-    return (level[..., None] - weights.centres).abs().argmin(-1)
+    return nearest(mel_sums(frames, weights), weights.centres)
 
 
 def core(audio: Tensor, weights: DMelWeights) -> Tensor:

@@ -7,39 +7,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from sounds import HOP, RATE, frames_of, hops_of, signals
 from torch import Tensor
 
 from microturn.kernels.arena import Twice
 from microturn.kernels.dmel import DMelWeights, dmel, dmel_spec, dmel_weights
 from microturn.kernels.dmel.cases import CASES, DMelCase, make_inputs
-from microturn.kernels.dmel.reference import core, log_mel
-from microturn.kernels.dmel.weights import mel_filters
+from microturn.kernels.dmel.reference import core, mel_sums
+from microturn.kernels.dmel.weights import mel_filters, nearest
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.testing import assert_bitwise_equal, assert_close, error_ratio
 
-RATE, HOP, MELS = 16_000, 800, 80
-RECORDING = Path(__file__).parents[1] / "data" / "jfk.flac"
+MELS = 80
 
 
 def noise(hops: int) -> Tensor:
     """Loud to faint, so that many bins occur."""
     return 0.3 * torch.logspace(0, -4, hops)[:, None] * torch.randn(hops, HOP)
-
-
-def hops_of(samples: Tensor) -> Tensor:
-    missing = -len(samples) % HOP
-    return F.pad(samples, (0, missing)).view(-1, HOP)
-
-
-def frames_of(audio: Tensor) -> Tensor:
-    return torch.cat((F.pad(audio[:-1], (0, 0, 1, 0)), audio), -1)
 
 
 def arena(num_slots: int) -> Twice:
@@ -78,9 +66,21 @@ def test_filters_are_triangles_of_area_one_even_in_mel() -> None:
 
 def test_log_mel_matches_the_definition() -> None:
     audio = noise(5)
-    got = log_mel(frames_of(audio), dmel_weights())
+    got = mel_sums(frames_of(audio), dmel_weights()).log10()
     want = torch.stack([naive_log_mel(frame) for frame in frames_of(audio)])
     assert float((got - want).abs().max()) < 3e-6
+
+
+def test_an_edge_is_the_largest_sum_of_its_bin() -> None:
+    """Among the 129 numbers around each edge, comparisons with edges give what `nearest` gives."""
+    weights = dmel_weights()
+    around = weights.edges[:-1].view(torch.int32)[:, None] + torch.arange(-64, 65).int()
+    sums = around.view(torch.float32)
+    above = (sums[..., None] > weights.edges).sum(-1)
+    assert torch.equal(above, nearest(sums, weights.centres))
+    assert torch.equal(above[:, 64], torch.arange(15))
+    assert torch.equal(above[:, 65], torch.arange(1, 16))
+    assert int(nearest(torch.tensor([float("nan")]), weights.centres)) == 0
 
 
 def test_known_sounds_fall_into_known_bins() -> None:
@@ -134,13 +134,13 @@ def test_any_cut_gives_the_bins_of_the_whole_sequence() -> None:
         assert not torch.equal(core(stream[1:], weights), whole[1:]), "the hop before counts"
 
 
-def test_log_mel_bits_do_not_depend_on_the_batch() -> None:
+def test_sums_bits_do_not_depend_on_the_batch() -> None:
     frames, weights = frames_of(noise(19)), dmel_weights()
-    together = log_mel(frames, weights)
+    together = mel_sums(frames, weights)
     for t in range(19):
-        assert_bitwise_equal(log_mel(frames[t : t + 1], weights), together[t : t + 1])
+        assert_bitwise_equal(mel_sums(frames[t : t + 1], weights), together[t : t + 1])
     order = torch.randperm(19)
-    assert_bitwise_equal(log_mel(frames[order], weights), together[order])
+    assert_bitwise_equal(mel_sums(frames[order], weights), together[order])
 
 
 def test_without_state_every_line_starts_from_silence() -> None:
@@ -178,32 +178,6 @@ def test_bad_arguments_say_what_is_wanted() -> None:
         dmel(torch.zeros(2, 800, dtype=torch.int16), weights, None, rows)
     with pytest.raises(ValueError, match="rows describes 2 rows, the input has 3"):
         dmel(torch.zeros(3, 800), weights, None, rows)
-
-
-def signals() -> dict[str, Tensor]:
-    """10 s or so of each: what a microphone may bring, and what a transform finds hard."""
-    import soundfile
-    import soxr
-
-    t = torch.arange(10 * RATE) / RATE
-    glide = torch.sin(2 * math.pi * (50 * t + 390 * t.square()))
-    buzz = sum(
-        torch.sin(2 * math.pi * k * (120 * t + 20 * torch.sin(2 * t))) / k for k in range(1, 30)
-    )
-    speech, rate = soundfile.read(RECORDING)
-    speech = soxr.resample(speech.mean(1), rate, RATE).astype(np.float32)
-    return {
-        "noise": 0.3 * torch.randn(10 * RATE),
-        "fading noise": torch.logspace(0, -8, 10 * RATE) * torch.randn(10 * RATE),
-        "sweep": 0.7 * glide * (0.55 + 0.45 * torch.sin(9 * t)),
-        "voice-like buzz": 0.2 * torch.as_tensor(buzz) * torch.sin(3 * t).clamp(min=0),
-        "sine on a band": torch.sin(2 * math.pi * 1000 * t),
-        "sine between bands": torch.sin(2 * math.pi * 3333.3 * t),
-        "silence": torch.zeros(RATE),
-        "clicks": torch.zeros(5 * RATE).index_fill_(0, torch.arange(100, 5 * RATE, 2345), 1.0),
-        "a hop and a sample": torch.randn(801),
-        "speech": torch.from_numpy(speech),
-    }
 
 
 def released_bins(extractor: Any, samples: Tensor) -> Tensor:
@@ -257,7 +231,7 @@ def test_a_wrong_centre_filter_window_or_power_would_be_noticed(
         wrong(window=symmetric),
     ):
         assert not torch.equal(core(audio, changed), want)
-    loudness = log_mel(frames_of(audio), weights)
+    loudness = mel_sums(frames_of(audio), weights)
     monkeypatch.setattr(Tensor, "sqrt", lambda self: self)
-    assert error_ratio(log_mel(frames_of(audio), weights), loudness) > 0.1
+    assert error_ratio(mel_sums(frames_of(audio), weights), loudness) > 0.1
     assert not torch.equal(core(audio, weights), want)
