@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from microturn.runtime.errors import ConfigError
+from microturn.runtime.lateness import LatenessPolicy
 
 _POSITIVE = (
     "tick_ms",
@@ -45,7 +47,8 @@ class RuntimeConfig:
                         reader ends its own session) or "drop_oldest"
     context_queue_rows  context tokens that may wait
     image_queue_rows    image patches that may wait
-    max_step_failures   steps in a row that may raise before the sessions in them are closed
+    max_step_failures   ticks in a row in which a session's row may raise before it is closed
+    lateness            the rungs of LatenessPolicy; a table of the same name in a file
     dump                folder to record every session in, for replay; None records nothing
 
     Raises ConfigError.
@@ -66,6 +69,7 @@ class RuntimeConfig:
     input_overflow: str = "drop_oldest"
     output_overflow: str = "close"
     max_step_failures: int = 3
+    lateness: LatenessPolicy = dataclasses.field(default_factory=LatenessPolicy)
     dump: str | None = None
 
     def __post_init__(self) -> None:
@@ -73,12 +77,15 @@ class RuntimeConfig:
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
+        if isinstance(self.lateness, Mapping):
+            object.__setattr__(self, "lateness", _policy(self.lateness))
         for field in dataclasses.fields(self):
             value, wanted = getattr(self, field.name), str(field.type)
             kinds: dict[str, tuple[type, ...]] = {
                 "str": (str,),
                 "int": (int,),
                 "str | None": (str, type(None)),
+                "LatenessPolicy": (LatenessPolicy,),
             }
             if not isinstance(value, kinds[wanted]) or isinstance(value, bool):
                 raise ConfigError(f"{field.name} must be {wanted}, got {value!r}")
@@ -106,6 +113,13 @@ class RuntimeConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}") from None
         return build_config(None, {**values, **overrides}, where=str(path))
+
+
+def _policy(rungs: Mapping[str, Any]) -> LatenessPolicy:
+    known = [field.name for field in dataclasses.fields(LatenessPolicy)]
+    if unknown := sorted(set(rungs) - set(known)):
+        raise ConfigError(f"lateness: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return LatenessPolicy(**rungs)
 
 
 def build_config(

@@ -62,13 +62,18 @@ class Emitter:
             return None
 
     def put(self, share: Share, output: Output, slack_ns: int) -> None:
-        """Hands it over; a session that reads too slowly may end by it."""
+        """Hands it over; a session that reads too slowly may end by it, and it alone."""
         seat = share.seat
         output = replace(output, slack_ms=slack_ns / 1e6)
         seat.inbox.counters.ticks += 1
         seat.inbox.counters.late_ticks += output.late
-        if not seat.outbox.put(output):
-            self._end(share, CloseCode.SLOW_READER, f"{len(seat.outbox)} outputs were not read")
+        try:
+            if not seat.outbox.put(output):
+                detail = f"{len(seat.outbox)} outputs were not read"
+                self._end(share, CloseCode.SLOW_READER, detail)
+        except Exception as error:
+            log.exception("session %s: an output could not be handed over", seat.session_id)
+            self._end(share, CloseCode.INTERNAL, f"its output could not be handed over: {error}")
 
     def _end(self, share: Share, code: CloseCode, detail: str) -> None:
         self._scheduler.end(share.seat.session_id, CloseReason(code, detail))
@@ -101,7 +106,7 @@ class Emitter:
             step_ms=step_ns / 1e6,
             pending_rows=seat.inbox.pending_rows(),
             inserted_silence_ms=share.missing / per_ms,
-            dropped_ms=seat.inbox.take_dropped() / per_ms,
+            dropped_ms=share.held.dropped / per_ms,
             dropped_outputs=0,
             delegation=voice.delegate_id in ids,
             untrained=not voice.trained,

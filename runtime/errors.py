@@ -13,8 +13,11 @@ class CloseCode(StrEnum):
     RUNTIME_CLOSED = "runtime_closed"
     INPUT_OVERFLOW = "input_overflow"
     SLOW_READER = "slow_reader"
+    INPUT_FAILED = "input_failed"
     NOT_FINITE = "not_finite"
     STEP_FAILED = "step_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    OVERLOADED = "overloaded"
     INTERNAL = "internal"
 
 
@@ -80,5 +83,13 @@ class RuntimeClosed(MicroturnError):
     """The runtime was closed, or its clock thread died of the error it was raised from."""
 
 
+class EngineLost(MicroturnError):
+    """An engine cannot go on: raised by its step, it ends the clock thread and every session."""
+
+
 class DumpError(MicroturnError, ValueError):
     """A dump that cannot be read, or not by this version, or not with this model."""
+
+
+class SnapshotError(MicroturnError, ValueError):
+    """A snapshot that cannot be taken now, or cannot be read, or not by this version or model."""

@@ -29,10 +29,12 @@ class Budget(NamedTuple):
 class Held(NamedTuple):
     """What one tick takes from one session.
 
-    live: False while warming, when only context is taken.
+    live     False while warming, when only context is taken
+    dropped  samples dropped right before `audio` and not marked yet
     """
 
     live: bool
+    dropped: int
     n_feedback: int
     context_ids: tuple[int, ...]
     patches: Patches
@@ -138,6 +140,7 @@ class Inbox:
             see = live and budget.sees
             return Held(
                 live,
+                self._unmarked,
                 n_feedback,
                 ids,
                 self.patches.hold(room - len(ids) if see else 0),
@@ -148,19 +151,20 @@ class Inbox:
     def settle(self, held: Held, committed: bool) -> None:
         """What was held is gone for good, or first in its queue again."""
         with self.lock:
-            for queue in (self.audio, self.context, self.patches):
-                queue.settle(committed)
-            self.live = self.live or (committed and held.live)
+            self._count_dropped(self.audio.settle(committed))
+            self.context.settle(committed)
+            self.patches.settle(committed)
+            if committed and held.live:
+                self.live = True
+                self._unmarked -= held.dropped
 
-    def keep_audio(self, samples: int) -> None:
-        """While nothing is heard, only the newest audio waits."""
+    def keep_audio(self, samples: int) -> int:
+        """Only so many of the newest samples stay, unless the session is to hear all it was given.
+        Says how many were dropped.
+        """
         with self.lock:
-            self._count_dropped(self.audio.keep(samples))
-
-    def take_dropped(self) -> int:
-        """Samples dropped since this was last asked."""
-        with self.lock:
-            dropped, self._unmarked = self._unmarked, 0
+            dropped = 0 if self.draining else self.audio.keep(samples)
+            self._count_dropped(dropped)
             return dropped
 
     def pending_rows(self) -> int:

@@ -42,8 +42,9 @@ class Metrics:
 
     A batch tick is one that stepped at least one session; only they can miss. A miss is a batch
     tick whose outputs were made after its deadline. Skipped ticks are grid points that passed while
-    another tick ran. Rates and their bounds are of batch ticks and skipped ones together: a skipped
-    tick gave nobody anything in time.
+    another tick ran. Outputs that were caught up count as session ticks, not as batch ticks. Rates
+    and their bounds are of batch ticks and skipped ones together: a skipped tick gave nobody
+    anything in time.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,8 @@ class Metrics:
         self.misses = 0
         self.skipped_ticks = 0
         self.failed_steps = 0
+        self.degraded = 0
+        self.caught_up_session_ticks = 0
         self.session_ticks = 0
         self.late_session_ticks = 0
         self.inserted_silence_ms = 0.0
@@ -89,6 +92,13 @@ class Metrics:
                 self._hdr[name].record_value(min(max(us, 0), MAX_US))
         for name, observe in self._observe.items():
             observe(max(0, getattr(timing, name)) / 1e9)
+
+    def caught_up(self, sessions: int, late: bool) -> None:
+        """So many sessions got an output more from a tick than its own."""
+        with self._lock:
+            self.caught_up_session_ticks += sessions
+            self.session_ticks += sessions
+            self.late_session_ticks += sessions if late else 0
 
     def opened(self) -> None:
         with self._lock:
@@ -126,6 +136,8 @@ class Metrics:
                 "miss_rate_upper95": upper95(missed, trials) if trials else 1.0,
                 "session_ticks": self.session_ticks,
                 "late_session_ticks": self.late_session_ticks,
+                "caught_up_session_ticks": self.caught_up_session_ticks,
+                "degraded": self.degraded,
                 "sessions_open": self.sessions_open,
                 "sessions_opened": self.sessions_opened,
                 "sessions_refused": self.sessions_refused,
@@ -167,6 +179,8 @@ class _Counts:
             ("failed_steps", "Steps that raised", m.failed_steps),
             ("session_ticks", "Outputs made", m.session_ticks),
             ("late_session_ticks", "Outputs made after their deadline", m.late_session_ticks),
+            ("degraded", "Times a session's old input was dropped for lateness", m.degraded),
+            ("caught_up_session_ticks", "Outputs of skipped ticks", m.caught_up_session_ticks),
             ("sessions_opened", "Sessions admitted", m.sessions_opened),
             ("sessions_refused", "Sessions refused for want of a slot", m.sessions_refused),
             ("dropped_input_seconds", "Audio dropped, ended sessions", m.dropped_ms / 1e3),

@@ -33,7 +33,8 @@ class Output:
     step_ms         the model's part of the tick
     pending_rows    context and patch rows still waiting after this tick
     inserted_silence_ms  how much of what it heard was missing and became silence
-    dropped_ms      input dropped since the last output (queue full, warming, paused)
+    dropped_ms      input dropped right before what was heard here, since the last output that was
+                    read (queue full, warming, paused, late ticks)
     dropped_outputs outputs before this one that were not read in time
     delegation      the model asked its background model to take over
     untrained       the weights are random: text and audio mean nothing

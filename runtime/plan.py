@@ -46,6 +46,17 @@ class TickPlan:
     rows: tuple[RowPlan, ...]
 
 
+def plan_of(tick: int, deadline: int, rows: tuple[RowPlan, ...]) -> TickPlan:
+    """The plan of these rows."""
+    total = sum(row.num_rows for row in rows)
+    return TickPlan(tick, deadline, bucket(len(rows)), bucket(total), rows)
+
+
+def part_of(plan: TickPlan, rows: tuple[RowPlan, ...]) -> TickPlan:
+    """The same tick with some of its rows."""
+    return plan_of(plan.tick, plan.deadline, rows)
+
+
 def bucket(n: int) -> int:
     """The next power of two: sizes of batches and packed rows for which a graph exists."""
     return 1 << max(0, n - 1).bit_length()

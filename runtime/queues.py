@@ -23,6 +23,9 @@ from microturn.runtime.output import Output
 Samples = NDArray[np.float32]
 Patches = NDArray[np.int16]
 
+NO_SAMPLES: Samples = np.empty(0, np.float32)
+NO_PATCHES: Patches = np.empty((0, *PATCH), np.int16)
+
 
 class AudioQueue:
     """Samples, first in first out, at most `capacity` of them waiting."""
@@ -32,6 +35,7 @@ class AudioQueue:
         self._chunks: deque[Samples] = deque()
         self._size = 0
         self._held: Samples | None = None
+        self._gap = False
 
     def __len__(self) -> int:
         return self._size
@@ -47,32 +51,45 @@ class AudioQueue:
 
     def keep(self, count: int) -> int:
         """Drops all but the newest `count` and says how many that were."""
-        dropped = max(0, self._size - count)
+        dropped = self._size - count
+        if dropped <= 0:
+            return 0
         self._take(dropped)
+        self._gap = self._held is not None
         return dropped
 
     def hold(self, count: int) -> Samples:
         """Up to `count` of the oldest samples, out of reach of drops until settled."""
+        self._gap = False
         self._held = self._take(min(count, self._size))
         return self._held
 
-    def settle(self, committed: bool) -> None:
-        """The held samples are gone, or first in the queue again."""
-        if not committed and self._held is not None and len(self._held):
-            self._chunks.appendleft(self._held)
-            self._size += len(self._held)
-        self._held = None
+    def settle(self, committed: bool) -> int:
+        """The held samples are gone, or first in the queue again.
+
+        Where newer ones were dropped meanwhile they would stand before a gap, so they, the oldest,
+        are dropped too: says how many.
+        """
+        held, self._held = self._held, None
+        if committed or held is None or not len(held):
+            return 0
+        if self._gap:
+            return len(held)
+        self._chunks.appendleft(held)
+        self._size += len(held)
+        return 0
 
     def clear(self) -> None:
         self._chunks.clear()
         self._size = 0
+        self._held = None
 
     def waiting(self) -> Samples:
         """A copy of what waits, oldest first."""
-        return np.concatenate(self._chunks) if self._chunks else np.empty(0, np.float32)
+        return np.concatenate(self._chunks) if self._chunks else NO_SAMPLES
 
     def _take(self, count: int) -> Samples:
-        parts = []
+        parts: list[Samples] = []
         left = count
         while left:
             chunk = self._chunks.popleft()
@@ -82,7 +99,9 @@ class AudioQueue:
             parts.append(chunk)
             left -= len(chunk)
         self._size -= count
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else NO_SAMPLES
 
 
 class IdQueue:
@@ -182,7 +201,7 @@ class PatchQueue:
             parts.append(part)
             count -= len(part)
         self._held = sum(map(len, parts))
-        return np.concatenate(parts) if parts else np.empty((0, *PATCH), np.int16)
+        return np.concatenate(parts) if parts else NO_PATCHES
 
     def settle(self, committed: bool) -> None:
         left = self._held if committed else 0
@@ -211,6 +230,7 @@ class OutputQueue:
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._finished = False
         self._unmarked = 0
+        self._unmarked_ms = 0.0
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -224,7 +244,7 @@ class OutputQueue:
             if len(self._outputs) >= self._capacity:
                 if not self._drop_oldest:
                     return False
-                self._outputs.popleft()
+                self._unmarked_ms += self._outputs.popleft().dropped_ms
                 self._unmarked += 1
                 self.dropped += 1
             self._outputs.append(output)
@@ -267,8 +287,9 @@ class OutputQueue:
             return None
         output = self._outputs.popleft()
         if self._unmarked:
-            output = replace(output, dropped_outputs=self._unmarked)
-            self._unmarked = 0
+            dropped_ms = output.dropped_ms + self._unmarked_ms
+            output = replace(output, dropped_outputs=self._unmarked, dropped_ms=dropped_ms)
+            self._unmarked, self._unmarked_ms = 0, 0.0
         return output
 
     def _wake(self) -> None:

@@ -30,7 +30,7 @@ from microturn.runtime.errors import (
 )
 from microturn.runtime.garbage import SlackCollector
 from microturn.runtime.inbox import Budget, Inbox
-from microturn.runtime.loop import TickLoop
+from microturn.runtime.loop import Predictor, TickLoop, unknown
 from microturn.runtime.metrics import Metrics
 from microturn.runtime.plan import TickPlan
 from microturn.runtime.queues import AudioQueue, IdQueue, OutputQueue, PatchQueue
@@ -63,6 +63,7 @@ class Runtime:
         engine: Engine | None = None,
         clock: Clock | None = None,
         start: bool | None = None,
+        predict: Predictor = unknown,
         **overrides: Any,
     ) -> None:
         """config, and RuntimeConfig fields by name that go before it.
@@ -70,6 +71,7 @@ class Runtime:
         model   a loaded family; otherwise `checkpoint` or `preset` is loaded
         engine  in place of the device's own
         clock   RealClock unless given; start=None starts the thread unless the clock is by hand
+        predict seconds that a plan takes: what may be caught up; without it nothing is
 
         Raises ConfigError, and what loading the model raises.
         """
@@ -83,6 +85,7 @@ class Runtime:
         self.clock: Clock = clock if clock is not None else RealClock()
         self.metrics = Metrics()
         self.failure: BaseException | None = None
+        self._predict = predict
         self._engine: Engine = engine or CpuEngine(self.family, config.max_sessions, config.threads)
         self._scheduler = Scheduler(
             Budget(shape.max_rows, shape.frames, shape.input_samples, self.family.sees),
@@ -138,7 +141,10 @@ class Runtime:
             Emitter(voice, self._scheduler),
             self.metrics,
             self._collector,
+            policy=self.config.lateness,
+            samples_per_ms=shape.input_rate / 1000,
             max_failures=self.config.max_step_failures,
+            predict=self._predict,
             record=self._dump.tick if self._dump else None,
         )
 

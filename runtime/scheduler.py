@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,13 +14,16 @@ import numpy as np
 from microturn.runtime.engine import RowInput
 from microturn.runtime.errors import CloseCode, CloseReason, RuntimeFull
 from microturn.runtime.inbox import Budget, Held, Inbox
-from microturn.runtime.plan import RowPlan, TickPlan, bucket
+from microturn.runtime.plan import RowPlan, TickPlan, plan_of
 from microturn.runtime.queues import OutputQueue, Samples
 
 log = logging.getLogger("microturn.runtime.scheduler")
 
 RETRY_MS = 1000
 """The retry hint when nobody has said that they will leave."""
+
+RECENT = 1 / 16
+"""Weight of the newest tick in what a session lately brought."""
 
 
 @dataclass
@@ -29,6 +33,10 @@ class Seat:
     fresh    no tick was committed for it yet: the first one resets the slot
     starved  the last tick ended in silence for want of audio
     position ticks heard and said: its media time
+    owed     ticks that passed without it while its audio waits: what catch-up may give back
+    strikes  ticks in a row in which a step of its row alone raised
+    joined   the first tick that planned it; None before
+    rows     how many it lately brought to a tick, context and patches included
     """
 
     session_id: str
@@ -39,6 +47,10 @@ class Seat:
     fresh: bool = True
     starved: bool = True
     position: int = 0
+    owed: int = 0
+    strikes: int = 0
+    joined: int | None = None
+    rows: float = 0.0
 
 
 class Share(NamedTuple):
@@ -55,6 +67,11 @@ class Gathered(NamedTuple):
 
     shares: tuple[Share, ...]
     idle: tuple[Seat, ...]
+
+    @property
+    def session_ids(self) -> Collection[str]:
+        """Of those who take part."""
+        return {share.seat.session_id for share in self.shares}
 
 
 class Scheduler:
@@ -74,22 +91,33 @@ class Scheduler:
         self._lock = threading.Lock()
         self._free = list(range(num_slots))
         self._seats: dict[str, Seat] = {}
+        self._by_slot: tuple[Seat, ...] | None = None
 
     @property
     def seats(self) -> tuple[Seat, ...]:
         """By slot."""
         with self._lock:
-            return tuple(sorted(self._seats.values(), key=lambda seat: seat.slot))
+            if self._by_slot is None:
+                self._by_slot = tuple(sorted(self._seats.values(), key=lambda seat: seat.slot))
+            return self._by_slot
+
+    @property
+    def free_slots(self) -> int:
+        """How many more sessions there is a slot for."""
+        with self._lock:
+            return len(self._free)
 
     def admit(self, inbox: Inbox, outbox: OutputQueue, seed: int) -> Seat:
-        """The lowest free slot. Raises RuntimeFull with a retry hint."""
+        """The lowest free slot. Nobody is ended for a newcomer: raises RuntimeFull with a retry
+        hint.
+        """
         with self._lock:
             if not self._free:
                 raise RuntimeFull(self._num_slots, self._retry_ms())
-            slot = min(self._free)
-            self._free.remove(slot)
-            seat = Seat(inbox.session_id, slot, seed, inbox, outbox)
+            seat = Seat(inbox.session_id, self._free[0], seed, inbox, outbox)
             self._seats[seat.session_id] = seat
+            self._by_slot = None
+            heapq.heappop(self._free)
         return seat
 
     def end(self, session_id: str, reason: CloseReason) -> None:
@@ -100,79 +128,167 @@ class Scheduler:
             seat = self._seats.pop(session_id, None)
             if seat is None:
                 return
+            self._by_slot = None
             seat.inbox.close(reason)
-            self._free.append(seat.slot)
+            heapq.heappush(self._free, seat.slot)
         seat.outbox.finish()
         level = logging.INFO if reason.code in _ORDINARY else logging.WARNING
         log.log(level, "session %s ended: %s", session_id, reason)
         self._on_end(seat, reason)
 
     def gather(self) -> Gathered:
-        """What each session brings to the next tick. It must be settled."""
-        budget = self._budget
+        """What each session brings to the next tick. It must be settled.
+
+        A session whose input cannot be taken is ended by it, alone.
+        """
         shares, idle = [], []
         for seat in self.seats:
-            if seat.inbox.drained(budget.sees):
+            if seat.inbox.drained(self._budget.sees):
                 reason = CloseReason(CloseCode.CLOSED, "closed by its owner, its input heard")
                 self.end(seat.session_id, reason)
                 continue
-            n_feedback = int(seat.fresh or seat.inbox.live)
-            held = seat.inbox.hold(budget, n_feedback=n_feedback)
-            if held is None:
+            share = self._share(seat)
+            if share is not None:
+                shares.append(share)
+            elif seat.inbox.closed is None:
                 idle.append(seat)
-            else:
-                shares.append(_fill(seat, held, budget.input_samples))
         return Gathered(tuple(shares), tuple(idle))
+
+    def gather_owed(self) -> Gathered:
+        """The same of the sessions alone that are owed a tick and have all of its audio."""
+        samples = self._budget.input_samples
+        owed = [seat for seat in self.seats if seat.owed and len(seat.inbox.audio) >= samples]
+        shares = [share for seat in owed if (share := self._share(seat)) is not None]
+        return Gathered(tuple(shares), ())
 
     def plan(
         self, tick: int, deadline: int, shares: Sequence[Share]
     ) -> tuple[TickPlan, dict[str, RowInput]]:
         """The shares as rows, in slot order."""
         frames = self._budget.frames
-        rows = tuple(
-            RowPlan(
-                session_id=share.seat.session_id,
-                slot=share.seat.slot,
-                exec=share.held.live,
-                reset=share.seat.fresh,
-                n_context=len(share.held.context_ids),
-                n_patches=len(share.held.patches),
-                n_audio=frames if share.held.live else 0,
-                n_feedback=share.held.n_feedback,
+        rows, inputs = [], {}
+        for seat, held, audio, _ in shares:
+            if seat.joined is None:
+                seat.joined = tick
+            rows.append(
+                RowPlan(
+                    session_id=seat.session_id,
+                    slot=seat.slot,
+                    exec=held.live,
+                    reset=seat.fresh,
+                    n_context=len(held.context_ids),
+                    n_patches=len(held.patches),
+                    n_audio=frames if held.live else 0,
+                    n_feedback=held.n_feedback,
+                )
             )
-            for share in shares
-        )
-        inputs = {
-            share.seat.session_id: RowInput(
-                audio=share.audio,
-                context_ids=share.held.context_ids,
-                seed=share.seat.seed,
-                sampling=share.held.sampling,
-                patches=share.held.patches,
+            inputs[seat.session_id] = RowInput(
+                audio=audio,
+                context_ids=held.context_ids,
+                seed=seat.seed,
+                sampling=held.sampling,
+                patches=held.patches,
             )
-            for share in shares
-        }
-        total = sum(row.num_rows for row in rows)
-        return TickPlan(tick, deadline, bucket(len(rows)), bucket(total), rows), inputs
+        return plan_of(tick, deadline, tuple(rows)), inputs
 
-    def settle(self, gathered: Gathered, committed: bool) -> None:
-        """After the step. Not committed: every session is where it was, its input waiting.
+    def settle(self, gathered: Gathered, committed: Collection[str]) -> None:
+        """After the step. committed: the sessions whose row was; each of the others is where it
+        was, its input waiting, and is owed the tick.
 
         Sessions that heard nothing keep only the newest tick of their audio.
         """
         for seat, held, audio, missing in gathered.shares:
-            seat.inbox.settle(held, committed)
-            if not committed:
+            done = seat.session_id in committed
+            seat.inbox.settle(held, done)
+            if not done:
+                seat.owed += held.live and not seat.fresh
                 continue
             seat.fresh = False
+            seat.strikes = 0
+            brought = len(held.context_ids) + len(held.patches) + held.n_feedback
+            seat.rows += RECENT * (brought - seat.rows)
             if held.live:
                 seat.starved = missing == len(audio) or (missing > 0 and not seat.starved)
                 seat.position += 1
                 seat.inbox.counters.silence_samples += missing
+                if missing:
+                    seat.owed = 0
             else:
                 seat.inbox.keep_audio(self._budget.input_samples)
-        for seat in gathered.idle if committed else ():
+        for seat in gathered.idle if committed or not gathered.shares else ():
             seat.inbox.keep_audio(self._budget.input_samples)
+
+    def put_back(self, gathered: Gathered) -> None:
+        """Nothing was stepped after all, and nobody is owed more for it."""
+        for seat, held, _, _ in gathered.shares:
+            seat.inbox.settle(held, False)
+
+    def strike(self, culprits: Mapping[str, Exception], most: int) -> None:
+        """Steps of these rows alone raised: `most` times in a row end the session."""
+        for session_id, error in culprits.items():
+            seat = self._seats.get(session_id)
+            if seat is None:
+                continue
+            seat.strikes += 1
+            if seat.strikes >= most:
+                memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+                code = CloseCode.OUT_OF_MEMORY if memory else CloseCode.STEP_FAILED
+                detail = f"{most} steps of it in a row raised, the last {type(error).__name__}"
+                self.end(session_id, CloseReason(code, f"{detail}: {error}"))
+
+    @property
+    def suspects(self) -> Collection[str]:
+        """Sessions whose row raised in their last tick."""
+        return {seat.session_id for seat in self.seats if seat.strikes}
+
+    def owe(self, ticks: int) -> None:
+        """So many grid points passed without a tick."""
+        for seat in self.seats:
+            if seat.inbox.live and not seat.inbox.paused:
+                seat.owed += ticks
+
+    def catch_up(self, shares: Sequence[Share]) -> None:
+        """These are about to be given a tick that they are owed."""
+        for share in shares:
+            share.seat.owed -= 1
+
+    def degrade(self, samples: int) -> int:
+        """Every session keeps only its newest `samples` of audio; says how many had more."""
+        tick, degraded = self._budget.input_samples, 0
+        for seat in self.seats:
+            if dropped := seat.inbox.keep_audio(max(samples, tick)):
+                degraded += 1
+                seat.owed = max(0, seat.owed - -(-dropped // tick))
+        return degraded
+
+    def evict_worst(self, since: int, detail: str) -> Seat | None:
+        """Ends one session with OVERLOADED so that the others are in time: of those that came
+        since the tick that lateness began with, if there are any, so that nobody who was here
+        before is ended for a newcomer; among them the one that lately brought most rows, then the
+        last to come. None when fewer than two take part.
+        """
+        present = [s for s in self.seats if s.joined is not None and not s.inbox.paused]
+        if len(present) < 2:
+            return None
+        newcomers = [seat for seat in present if (seat.joined or 0) >= since]
+        worst = max(
+            newcomers or present,
+            key=lambda seat: (round(seat.rows), seat.joined, seat.slot),
+        )
+        self.end(worst.session_id, CloseReason(CloseCode.OVERLOADED, detail))
+        return worst
+
+    def _share(self, seat: Seat) -> Share | None:
+        """None for a session that sits the tick out, or was just ended by its input."""
+        try:
+            n_feedback = int(seat.fresh or seat.inbox.live)
+            held = seat.inbox.hold(self._budget, n_feedback=n_feedback)
+            return None if held is None else _fill(seat, held, self._budget.input_samples)
+        except Exception as error:
+            log.exception("session %s: its input could not be taken", seat.session_id)
+            detail = f"its input could not be taken: {type(error).__name__}: {error}"
+            self.end(seat.session_id, CloseReason(CloseCode.INPUT_FAILED, detail))
+            return None
 
     def _retry_ms(self) -> int:
         samples = self._budget.input_samples

@@ -33,7 +33,7 @@ def dump(
         session.push_audio(tools.noise(1_100, k), 11_025)
         if k == 4:
             session.update(sampling=Sampling(text_temperature=0.0))
-            family.raise_in = [True]
+            family.raise_in = [True] * 3
         if k == 6:
             session.push_image(np.full((60, 60, 3), k, np.uint8))
             session.append_context("go on", speak=True)

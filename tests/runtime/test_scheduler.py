@@ -33,7 +33,7 @@ def rows(scheduler: Scheduler, gathered: Gathered) -> tuple[RowPlan, ...]:
 def run(scheduler: Scheduler) -> tuple[RowPlan, ...]:
     gathered = scheduler.gather()
     planned = rows(scheduler, gathered)
-    scheduler.settle(gathered, True)
+    scheduler.settle(gathered, gathered.session_ids)
     return planned
 
 
@@ -99,7 +99,7 @@ def test_a_tick_that_was_not_committed_gives_everything_back() -> None:
     seat.inbox.push_audio(np.arange(150, dtype=np.float32))
     seat.inbox.push_patches(np.ones((3, 40, 40, 3), np.uint8), still=False)
     first = scheduler.gather()
-    scheduler.settle(first, False)
+    scheduler.settle(first, ())
     assert (seat.fresh, seat.starved, seat.position, seat.inbox.live) == (True, True, 0, False)
     again = scheduler.gather()
     assert rows(scheduler, again) == rows(scheduler, first)
@@ -119,7 +119,7 @@ def test_missing_audio_is_silence_at_one_side_of_the_speech() -> None:
         gathered = scheduler.gather()
         heard.append(gathered.shares[0].audio)
         missing.append(gathered.shares[0].missing)
-        scheduler.settle(gathered, True)
+        scheduler.settle(gathered, gathered.session_ids)
     assert missing == [100, 40, 0, 10, 100]
     got = np.concatenate(heard)
     assert np.array_equal(got[140:390], speech)
@@ -135,16 +135,19 @@ def test_while_warming_or_paused_only_the_newest_tick_of_audio_waits() -> None:
         seat.inbox.push_audio(np.arange(250, dtype=np.float32))
     late = scheduler.gather()
     assert [r.session_id for r in rows(scheduler, late)] == ["w"]
-    scheduler.settle(late, False)
+    scheduler.settle(late, ())
     assert len(warming.inbox.audio) == len(paused.inbox.audio) == 250
     run(scheduler)
     for seat in (warming, paused):
         assert seat.inbox.counters.dropped_samples == 150
-        assert seat.inbox.take_dropped() == 150
-        assert seat.inbox.take_dropped() == 0
     paused.inbox.paused = False
-    audio = {s.seat.session_id: s.audio for s in scheduler.gather().shares}
+    gathered = scheduler.gather()
+    audio = {s.seat.session_id: s.audio for s in gathered.shares}
     assert np.array_equal(audio["p"], np.arange(150, 250, dtype=np.float32))
+    assert {s.seat.session_id: s.held.dropped for s in gathered.shares}["p"] == 150
+    scheduler.settle(gathered, ("p",))
+    marks = {s.seat.session_id: s.held.dropped for s in scheduler.gather().shares}
+    assert marks == {"w": 150, "p": 0}, "a mark waits for the output that was made"
 
 
 def test_a_session_opened_during_a_step_keeps_its_audio() -> None:
@@ -153,7 +156,7 @@ def test_a_session_opened_during_a_step_keeps_its_audio() -> None:
     gathered = scheduler.gather()
     late = admit(scheduler, "b")
     late.inbox.push_audio(np.zeros(250, np.float32))
-    scheduler.settle(gathered, True)
+    scheduler.settle(gathered, gathered.session_ids)
     assert len(late.inbox.audio) == 250
 
 
