@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from numbers import Real
 from typing import Any
 
@@ -65,8 +66,10 @@ def to_mono(pcm: Any) -> Samples:
     return clipped
 
 
-MEMORY_SECONDS = 0.25
-"""What a resampler keeps of its input: more than is inside its filter, so another can go on."""
+OVERLAP = 4096
+"""Input samples, or a quarter of a second where that is more: longer than what a filter holds back
+and than its memory, so that one which starts there goes on as the one before.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class ResamplerState:
     """Enough to go on with a stream elsewhere.
 
     rate    of the input, None between streams
-    recent  the newest input [n], empty when the rate needs no resampling
+    recent  the input [n] of the filter at work, empty when the rate needs no resampling
     given   samples of the output of `recent` that were given already
     """
 
@@ -86,7 +89,9 @@ class ResamplerState:
 class Resampler:
     """A stream of samples of any rate to one rate. A change of rate starts a new stream.
 
-    The bits that come out do not depend on how the stream was cut.
+    The bits that come out do not depend on how the stream was cut, nor on where it was taken out
+    and put into another resampler: a filter's memory cannot be saved, so every second or so, at a
+    fixed sample of the stream, a new filter takes over that has only heard the newest input.
     """
 
     def __init__(self, rate: int) -> None:
@@ -94,7 +99,7 @@ class Resampler:
         self._from: float | None = None
         self._stream: Any = None
         self._recent = np.empty(0, np.float32)
-        self._began = 0
+        self._life = self._overlap = 0
         self._given = 0
         self._skip = 0
 
@@ -103,18 +108,17 @@ class Resampler:
         before = np.empty(0, np.float32)
         if rate != self._from:
             before = self.flush()
-            self._from = rate
-            if rate != self._rate:
-                import soxr
-
-                self._stream = soxr.ResampleStream(
-                    rate, self._rate, 1, dtype="float32", quality=QUALITY
-                )
+            self._start(rate)
         if self._stream is None:
             return np.concatenate((before, samples))
-        self._remember(samples, rate)
-        after = self._give(self._stream.resample_chunk(samples))
-        return np.concatenate((before, after))
+        made = [before]
+        while len(samples):
+            room = self._life - len(self._recent)
+            made.append(self._hear(samples[:room]))
+            samples = samples[room:]
+            if len(self._recent) == self._life:
+                made.append(self._renew())
+        return np.concatenate(made)
 
     def flush(self) -> Samples:
         """What is still inside; the stream is over."""
@@ -122,30 +126,51 @@ class Resampler:
         if stream is None:
             return np.empty(0, np.float32)
         rest = self._give(stream.resample_chunk(np.empty(0, np.float32), last=True))
-        self._recent, self._began, self._given, self._skip = rest[:0], 0, 0, 0
+        self._recent, self._given, self._skip = rest[:0], 0, 0
         return rest
 
     def save(self) -> ResamplerState:
         """For `resume`."""
-        if self._stream is None:
-            return ResamplerState(self._from, self._recent, 0)
-        assert self._from is not None
-        before = round(self._began * self._rate / self._from)
-        return ResamplerState(self._from, self._recent, self._given - before)
+        return ResamplerState(self._from, self._recent, self._given)
 
-    def resume(self, state: ResamplerState) -> Samples:
-        """Goes on where another stood, and gives what it would have given next: no sample is lost
-        or comes twice. Without resampling the bits are the same; a filter that starts again on the
-        stream's last quarter of a second gives the same samples to about 1e-7.
-        """
+    def resume(self, state: ResamplerState) -> None:
+        """Goes on where another stood: what comes next has the bits it would have had there."""
+        self.flush()
         if state.rate is None:
-            return np.empty(0, np.float32)
-        self.push(state.recent[:0], state.rate)
-        self._skip = state.given
-        self._given = 0
-        first = self.push(state.recent, state.rate)
-        self._given = state.given + len(first)
-        return first
+            return
+        self._start(state.rate)
+        if self._stream is not None:
+            self._skip = self._given = state.given
+            self._hear(state.recent)
+
+    def _start(self, rate: float) -> None:
+        self._from = rate
+        if rate == self._rate:
+            return
+        # Input and output samples fall together every `step` of the input: filters change there.
+        step = Fraction(rate).limit_denominator(4) / self._rate
+        self._overlap = _multiple(step.numerator, max(OVERLAP, rate / 4))
+        self._life = self._overlap + _multiple(step.numerator, max(3 * OVERLAP, rate * 3 / 4))
+        self._stream = self._filter()
+
+    def _filter(self) -> Any:
+        import soxr
+
+        return soxr.ResampleStream(self._from, self._rate, 1, dtype="float32", quality=QUALITY)
+
+    def _renew(self) -> Samples:
+        """A new filter, and what it can give that the one before could not yet."""
+        assert self._from is not None
+        recent = self._recent[self._life - self._overlap :]
+        over = round((self._life - self._overlap) * self._rate / self._from)
+        self._stream, self._recent = self._filter(), recent[:0]
+        self._given -= over
+        self._skip = self._given
+        return self._hear(recent)
+
+    def _hear(self, samples: Samples) -> Samples:
+        self._recent = np.concatenate((self._recent, samples))
+        return self._give(self._stream.resample_chunk(samples))
 
     def _give(self, made: Samples) -> Samples:
         skipped = min(self._skip, len(made))
@@ -154,9 +179,7 @@ class Resampler:
         self._given += len(given)
         return given
 
-    def _remember(self, samples: Samples, rate: float) -> None:
-        """The newest input, begun where input and output samples fall together."""
-        recent = np.concatenate((self._recent, samples))
-        step = int(rate) // math.gcd(int(rate), self._rate) if rate == int(rate) else 1
-        extra = max(0, len(recent) - round(MEMORY_SECONDS * rate)) // step * step
-        self._recent, self._began = recent[extra:], self._began + extra
+
+def _multiple(step: int, least: float) -> int:
+    """The first multiple of `step` that is not below `least`."""
+    return math.ceil(least / step) * step

@@ -93,3 +93,7 @@ class DumpError(MicroturnError, ValueError):
 
 class SnapshotError(MicroturnError, ValueError):
     """A snapshot that cannot be taken now, or cannot be read, or not by this version or model."""
+
+
+class BackgroundError(MicroturnError):
+    """A background model that gave no answer, or none of the form that is wanted."""
