@@ -188,11 +188,10 @@ def list_(
             document[key][name] = []
             for c in cases:
                 nbytes = c.bytes(4) if dtype == "fp32" else bytes_of(c, dtype)
-                bar = rows.against(getattr(c, "bar", None), dict.fromkeys(rows.JUDGED, 0))
-                bar.pop("meets_bar", None)
+                bars = {d: rows.asked(rows.bar_of(c, entry.dtypes, d)) for d in entry.dtypes}
                 document[key][name].append(
                     {"case": c.id, "flops": c.flops, f"bytes_{dtype}": nbytes, "reason": c.reason}
-                    | bar
+                    | {"bars": {d: bar for d, bar in bars.items() if bar}}
                 )
                 lines.append(
                     {
@@ -201,7 +200,7 @@ def list_(
                         "dtypes": " ".join(entry.dtypes) if key == "bench" else "small",
                         "flops": f"{c.flops / 1e6:.4g}",
                         "bytes": f"{nbytes / 1e6:.4g}",
-                        "bar": tables.bar_text(bar),
+                        "bar": "; ".join(f"{d} {tables.bar_text(b)}" for d, b in bars.items() if b),
                         "reason": c.reason,
                     }
                 )

@@ -1,8 +1,9 @@
 """Rows of the ops suites.
 
 They add to schema 1: tb_per_s and tflops (of the bytes and flops that a call needs at least, over
-its p50), bar_us, bar_of_floor, bar_tflops, bar_times_peer (what the case must reach on an H200,
-where its bar says so), meets_bar (null where there is no bar, or nothing to compare with), ok (the
+its p50), bar_us, bar_of_floor, bar_tflops, bar_times_peer, bar_times_beside and bar_beside (what
+the case must reach on an H200, where its bar says so; beside: the id of another case), times_beside
+(over that case's p50), meets_bar (null where there is no bar, or nothing to compare with), ok (the
 check passed; false: the result was wrong or the call failed, and nothing was timed), repeats,
 copies (of the inputs, used in turn), how ("graph", "eager", "host"), cold ("rotated", "flushed",
 "warm"), us_net (on a GPU: p50 less what two events cost with nothing between them) and, where a bar
@@ -12,6 +13,7 @@ its own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,9 +25,6 @@ from microturn.kernels.registry import Bar, Case
 OURS = "microturn"
 NOT_PEERS = (OURS, "reference", "base", "predicted")
 
-JUDGED = ("us_p50", "of_floor", "tflops")
-"""What bars are about."""
-
 Row = dict[str, Any]
 
 
@@ -36,13 +35,11 @@ def costs(case: Case, dtype: str, ceilings: Ceilings) -> Row:
 
 
 def bar_of(case: Case, dtypes: Sequence[str], dtype: str) -> Bar | None:
-    """A bar's microseconds hold for an op's first dtype; narrower ones have less to read, so of
-    them only fractions are asked.
-    """
+    """What is asked of a case in one of its op's dtypes."""
     bar: Bar | None = getattr(case, "bar", None)
     if bar is None or dtype == dtypes[0]:
         return bar
-    return Bar(of_floor=bar.of_floor, times_peer=bar.times_peer)
+    return bar.fp8 if dtype == "fp8" else None
 
 
 def null(item: Item, provider: str, note: str, ok: bool | None) -> Row:
@@ -95,16 +92,17 @@ def fractions(known: Row, us: float) -> Row:
 
 def against(bar: Bar | None, row: Row) -> Row:
     """The bar, and whether the row meets it; the fraction governs where there is one."""
+    given = asked(bar)
+    return {**given, "meets_bar": judge(row | given)} if given else {}
+
+
+def asked(bar: Bar | None) -> Row:
+    """The fields of a bar, as far as it asks for them."""
     if bar is None:
         return {}
-    named = {
-        "bar_us": bar.us,
-        "bar_of_floor": bar.of_floor,
-        "bar_tflops": bar.tflops,
-        "bar_times_peer": bar.times_peer,
-    }
-    given = {key: value for key, value in named.items() if value is not None}
-    return {**given, "meets_bar": judge(row | given)}
+    fields = {f"bar_{field.name}": getattr(bar, field.name) for field in dataclasses.fields(bar)}
+    del fields["bar_fp8"]
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def net(row: Row, events_us: float | None) -> Row:
@@ -144,4 +142,20 @@ def beside_peers(rows: Iterable[Row]) -> list[Row]:
         row["times_peer"] = round(peer / row["us_p50"], 3)
         if (least := row.get("bar_times_peer")) is not None:
             row["meets_bar"] = row["meets_bar"] is not False and row["times_peer"] >= least
+    return rows
+
+
+def beside_cases(rows: Iterable[Row]) -> list[Row]:
+    """The same rows; those that are held against another case of their op, by the same provider,
+    with times_beside, and judged.
+    """
+    rows = list(rows)
+    times = {(row["op"], row["case"], row["dtype"], row["provider"]): row["us_p50"] for row in rows}
+    for row in rows:
+        other = times.get((row["op"], row.get("bar_beside"), row["dtype"], row["provider"]))
+        if not row["us_p50"] or not other:
+            continue
+        row["times_beside"] = round(row["us_p50"] / other, 3)
+        within = row["times_beside"] <= row["bar_times_beside"]
+        row["meets_bar"] = row["meets_bar"] is not False and within
     return rows

@@ -110,4 +110,4 @@ def document(
         else "perf_counter, few repeats, warm cache: for order of magnitude"
     )
     about["overhead"] = measurer.overhead
-    return schema.document(suite, about | (more or {}), found)
+    return schema.document(suite, about | (more or {}), rows.beside_cases(found))

@@ -79,6 +79,7 @@ def bar_text(row: Mapping[str, Any]) -> str:
             ("bar_of_floor", ">= {:.0f} %", 100),
             ("bar_tflops", ">= {:g} TFLOP/s", 1),
             ("bar_times_peer", ">= {:g} x", 1),
+            ("bar_times_beside", "<= {:g} x without", 1),
         )
         if row.get(key) is not None
     ]

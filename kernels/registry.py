@@ -34,14 +34,25 @@ OP_NAMES = (
 
 @dataclass(frozen=True)
 class Bar:
-    """What a case must reach on an H200: us a call, the fraction of its floor, or times faster
-    than a peer. Where time and fraction disagree, the fraction governs.
+    """What a case must reach on an H200, in its op's first dtype.
+
+    Where time and fraction disagree, the fraction governs.
+
+    us           a call
+    of_floor     the fraction of its floor
+    times_peer   times faster than the fastest peer
+    tflops       TFLOP/s
+    times_beside times the time of the case `beside` (an id of the same op), at most
+    fp8          the same where weights, or keys and values, have eight bits; None: nothing is asked
     """
 
     us: float | None = None
     of_floor: float | None = None
     times_peer: float | None = None
     tflops: float | None = None
+    times_beside: float | None = None
+    beside: str | None = None
+    fp8: Bar | None = None
 
 
 class Case(Protocol):

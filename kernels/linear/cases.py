@@ -42,7 +42,7 @@ CASES = (
 )
 
 DTYPES = ("bf16", "fp8")
-_READ = Bar(of_floor=0.88)
+_READ = Bar(of_floor=0.88, fp8=Bar(of_floor=0.88))
 BENCH_CASES = (
     *(LinearCase(T, 6656, 4096, "q, k, v and r of interaction-small", _READ) for T in (1, 16, 64)),
     *(LinearCase(T, 25128, 4096, "an eighth of its vocabulary", _READ) for T in (1, 16, 64)),

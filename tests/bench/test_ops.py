@@ -158,10 +158,34 @@ def test_the_fraction_governs_where_time_and_fraction_disagree() -> None:
     assert rows.judge(row) is None
 
 
-def test_microseconds_of_a_bar_hold_for_the_first_dtype_alone() -> None:
-    case = LinearCase(1, 64, 64, "", Bar(us=5.0, of_floor=0.8))
+def test_a_bar_holds_for_the_first_dtype_and_says_what_holds_for_eight_bits() -> None:
+    case = LinearCase(1, 64, 64, "", Bar(us=5.0, of_floor=0.8, fp8=Bar(of_floor=0.6)))
     assert rows.bar_of(case, ("bf16", "fp8"), "bf16") == case.bar
-    assert rows.bar_of(case, ("bf16", "fp8"), "fp8") == Bar(of_floor=0.8)
+    assert rows.bar_of(case, ("bf16", "fp8"), "fp8") == Bar(of_floor=0.6)
+    assert rows.bar_of(case, ("bf16", "fp8"), "fp32") is None
+    assert rows.bar_of(LinearCase(1, 64, 64, "", Bar(us=5.0)), ("bf16", "fp8"), "fp8") is None
+    assert rows.asked(case.bar) == {"bar_us": 5.0, "bar_of_floor": 0.8}
+
+
+def test_a_case_is_held_against_another_by_the_same_provider() -> None:
+    bar = Bar(of_floor=0.5, times_beside=1.05, beside="T=2")
+
+    def row(case: str, us: float, provider: str = OURS, dtype: str = "bf16") -> rows.Row:
+        of_floor = 5.0 / us
+        row = {"op": "linear", "case": case, "dtype": dtype, "provider": provider}
+        row |= {"us_p50": us, "of_floor": of_floor, "tflops": None}
+        return row | (rows.against(bar, row) if case == "T=1" else {})
+
+    others = [row("T=2", 2.0, "a"), row("T=2", 1.0, OURS, "fp8")]
+    held, *_ = rows.beside_cases([row("T=1", 8.0), row("T=2", 8.0), *others])
+    assert held["times_beside"] == 1.0 and held["meets_bar"] is True
+    assert tables.bar_text(held) == ">= 50 %, <= 1.05 x without"
+    held, *_ = rows.beside_cases([row("T=1", 8.0), row("T=2", 7.0), *others])
+    assert held["times_beside"] == 1.143 and held["meets_bar"] is False
+    held, *_ = rows.beside_cases([row("T=1", 20.0), row("T=2", 20.0)])
+    assert held["meets_bar"] is False, "its fraction"
+    alone, *_ = rows.beside_cases([row("T=1", 8.0), *others])
+    assert "times_beside" not in alone and alone["meets_bar"] is True
 
 
 def test_what_the_events_cost_is_shown_and_not_taken_off() -> None:
