@@ -54,9 +54,10 @@ def noise(samples: int, rng: Generator) -> Audio:
     """Noise whose power falls by 3 dB an octave (as rooms hum), rms 1."""
     if not samples:
         return np.zeros(0, np.float32)
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    size = 1 << (samples - 1).bit_length()  # an awkward length would cost ten times as much
+    spectrum = np.fft.rfft(rng.standard_normal(size))
     shape = 1 / np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
-    coloured = np.fft.irfft(spectrum * shape, samples)
+    coloured = np.fft.irfft(spectrum * shape, size)[:samples]
     return (coloured / (rms(coloured.astype(np.float32)) or 1.0)).astype(np.float32)
 
 

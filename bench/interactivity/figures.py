@@ -53,6 +53,9 @@ MOTIONS: dict[str, dict[str, float]] = {
 }
 """What changes between rest and the far point of a repetition, by the motion's name."""
 
+GROUND = 0.93
+"""Where the floor begins, in picture heights from the top."""
+
 JOINTS = tuple(f.name for f in fields(Pose))
 
 
@@ -133,9 +136,16 @@ def random_figure(rng: Generator) -> Figure:
 
 
 def draw(
-    figure: Figure, performance: Performance | None, time: float, size: tuple[int, int] = (160, 120)
+    figure: Figure,
+    performance: Performance | None,
+    time: float,
+    size: tuple[int, int] = (160, 120),
+    *,
+    present: bool = True,
 ) -> NDArray[np.uint8]:
-    """[height, width, 3]: the figure at `time` seconds; without a performance it only stands."""
+    """[height, width, 3]: the figure at `time` seconds; without a performance it only stands, and
+    where it is not present the room is empty.
+    """
     pose = figure.rest
     sway = figure.sway * math.sin(2 * _PI * time / figure.sway_period)
     pose = replace(pose, lean=pose.lean + sway, left_arm=pose.left_arm + sway)
@@ -145,7 +155,9 @@ def draw(
     oversampled = 2
     picture = Image.new("RGB", (oversampled * width, oversampled * height), figure.background)
     pen = ImageDraw.Draw(picture)
-    _draw_body(pen, figure, pose, oversampled * width, oversampled * height)
+    pen.rectangle((0, GROUND * picture.height, *picture.size), fill=figure.floor)
+    if present:
+        _draw_body(pen, figure, pose, *picture.size)
     picture = picture.resize(size, Image.Resampling.BOX)
     return np.asarray(picture)
 
@@ -153,8 +165,7 @@ def draw(
 def _draw_body(
     pen: ImageDraw.ImageDraw, figure: Figure, pose: Pose, width: int, height: int
 ) -> None:
-    ground = 0.93 * height
-    pen.rectangle((0, ground, width, height), fill=figure.floor)
+    ground = GROUND * height
     trunk, limb = figure.trunk * height, figure.limb * height
     stroke = max(1, round(figure.width * height))
     side = -1 if figure.mirrored else 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
 """Of every recording in this package: what the model hears."""
+
+PUNCTUATION = ".,?!;:"
 
 Audio = NDArray[np.float32]
 
@@ -95,7 +97,7 @@ class _Library:
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng did not start (code {self.rate}); data folder {data!r}")
         self._samples: list[NDArray[np.int16]] = []
-        self._starts: list[tuple[int, int, int]] = []
+        self._starts: list[tuple[int, int]] = []
         self._callback = _Callback(self._hear)  # kept: the library holds only its address
         self._lib.espeak_SetSynthCallback(self._callback)
 
@@ -106,12 +108,12 @@ class _Library:
         while events[i].type != _LAST:
             if events[i].type == _WORD:
                 event = events[i]
-                self._starts.append((event.text_position - 1, event.length, event.sample))
+                self._starts.append((event.text_position - 1, event.sample))
             i += 1
         return 0
 
-    def say(self, text: str, voice: Voice) -> tuple[NDArray[np.int16], list[tuple[int, int, int]]]:
-        """Samples at `rate`, and (first character, length, first sample) of each word."""
+    def say(self, text: str, voice: Voice) -> tuple[NDArray[np.int16], list[tuple[int, int]]]:
+        """Samples at `rate`, and (first character, first sample) of each word."""
         if self._lib.espeak_SetVoiceByName(voice.name.encode()):
             raise ValueError(f"espeak-ng has no voice {voice.name!r}")
         for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.range)):
@@ -143,16 +145,28 @@ def say(text: str, voice: Voice) -> Utterance:
     loud = np.flatnonzero(np.abs(samples) > 64)  # 0.2 % of full scale
     first, last = (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, len(samples))
     audio = soxr.resample(samples[first:last].astype(np.float32) / 32768, rate, SAMPLE_RATE)
-    ends = [sample for _, _, sample in starts[1:]] + [last]
     words = tuple(
-        Word(
-            text[at : at + length].lower(),
-            max(0, sample - first) / rate,
-            max(0, min(end, last) - first) / rate,
-        )
-        for (at, length, sample), end in zip(starts, ends, strict=True)
+        Word(word, max(0.0, start - first) / rate, max(0.0, min(end, last) - first) / rate)
+        for word, start, end in _spans(text, starts, last)
     )
     return Utterance(audio.astype(np.float32), words)
+
+
+def _spans(
+    text: str, starts: Sequence[tuple[int, int]], last: int
+) -> Iterator[tuple[str, float, float]]:
+    """Each word of text, its first sample and the one after its last. Words that the library says
+    as one ("in the") share its time by their letters.
+    """
+    after = [*starts[1:], (len(text), last)]
+    for (at, sample), (next_at, next_sample) in zip(starts, after, strict=True):
+        words = [word.strip(PUNCTUATION) for word in text[at:next_at].lower().split()]
+        letters = sum(map(len, words)) or 1
+        begin = float(sample)
+        for word in words:
+            end = begin + (next_sample - sample) * len(word) / letters
+            yield word, begin, end
+            begin = end
 
 
 def say_words(words: Sequence[str], voice: Voice, gaps: Sequence[float]) -> Utterance:

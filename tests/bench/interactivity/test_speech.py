@@ -20,6 +20,13 @@ def test_words_are_timed_in_order_and_inside() -> None:
     assert 1.5 < spoken.seconds < 4
 
 
+def test_words_that_run_together_are_still_words() -> None:
+    text = "the children were playing in the yard all of the time"
+    words = say(text, Voice("en-us")).words
+    assert " ".join(word.text for word in words) == text
+    assert all(word.end > word.start for word in words)
+
+
 def test_a_word_sounds_where_it_is_said_to() -> None:
     spoken = say_words(["bell", "stop"], Voice("en-us+f3"), [0.5, 0.25])
 

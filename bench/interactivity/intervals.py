@@ -1,0 +1,44 @@
+"""95 % confidence intervals of shares and means over scenes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Z = 1.96
+RESAMPLES = 2000
+
+
+class Estimate(NamedTuple):
+    """low and high enclose the mean with 95 % confidence; count scenes were seen."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Wilson's interval where every value is 0 or 1, a percentile bootstrap (seeded) elsewhere.
+    Raises ValueError of no values.
+    """
+    if not len(values):
+        raise ValueError("an estimate wants at least one value")
+    count, mean = len(values), float(np.mean(values))
+    if all(value in (0.0, 1.0) for value in values):
+        return Estimate(mean, *_wilson(mean, count), count)
+    rng = np.random.default_rng(0)
+    means = rng.choice(np.asarray(values, float), (RESAMPLES, count)).mean(1)
+    low, high = (float(v) for v in np.quantile(means, (0.025, 0.975)))
+    return Estimate(mean, low, high, count)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """E. B. Wilson, 1927: the score interval of a binomial share."""
+    spread = Z * Z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)

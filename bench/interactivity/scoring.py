@@ -1,0 +1,184 @@
+"""One scene's marks, by the published rules (spec/interaction.md 4) where there are some.
+
+A rule takes a scene and a reply and gives marks by name: numbers that are averaged over scenes,
+shares in [0, 1] unless the name says otherwise. `score` is the task's own figure. A mark that does
+not apply to a scene is left out and does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from microturn.bench.interactivity.reply import Reply
+from microturn.bench.interactivity.scene import LATEST, Expected, Scene
+from microturn.bench.interactivity.speech import Word
+from microturn.bench.interactivity.tasks.answering import LONGEST
+from microturn.bench.interactivity.tasks.counting import PACE
+from microturn.bench.interactivity.vocabulary import NUMBERS
+
+Marks = dict[str, float]
+
+
+def on_time(scene: Scene, reply: Reply) -> Marks:
+    """TimeSpeak and CueSpeak. score: all that was expected was said, the right word at its time,
+    and nothing else; no partial credit. Apart from it: `utterances` of those expected that were
+    right, `spurious` words a minute; of cues, `while_spoken_to` those due while the other speaks.
+    """
+    right, rest = match(scene.expected, reply.words)
+    marks = {
+        "score": float(all(right) and not rest),
+        "spurious_per_minute": 60 * len(rest) / scene.seconds,
+    }
+    if right:
+        marks["utterances"] = sum(right) / len(right)
+    overlapped = scene.facts.get("overlapped", ())
+    while_spoken_to = [ok for ok, over in zip(right, overlapped, strict=bool(overlapped)) if over]
+    if while_spoken_to:
+        marks["while_spoken_to"] = sum(while_spoken_to) / len(while_spoken_to)
+    return marks
+
+
+def match(
+    expected: Sequence[Expected], said: Sequence[Word]
+) -> tuple[tuple[bool, ...], tuple[Word, ...]]:
+    """Which of expected were said right, each by a word of its own; and the words left over."""
+    rest = list(said)
+    right = []
+    for want in expected:
+        found = next((w for w in rest if w.text == want.word and want.on_time(w.start)), None)
+        right.append(found is not None)
+        if found is not None:
+            rest.remove(found)
+    return tuple(right), tuple(rest)
+
+
+def repetitions(scene: Scene, reply: Reply) -> Marks:
+    """RepCount. The count is the last number said after the last but one true repetition ended.
+    score: it is off by one at most; exact: it is right.
+    """
+    ends = scene.facts["ends"]
+    after = reply.between(ends[-2] if len(ends) > 1 else scene.facts["start"], scene.seconds)
+    counts = [NUMBERS.index(word.text) for word in after if word.text in NUMBERS]
+    if not counts:
+        return {"score": 0.0, "exact": 0.0}
+    error = abs(counts[-1] - len(ends))
+    return {"score": float(error <= 1), "exact": float(error == 0)}
+
+
+def overlap(scene: Scene, reply: Reply) -> Marks:
+    """Charades-style. score: the intersection over union of the true stretch and the one from the
+    first "start" to the first "stop" after it; without a "stop" it lasts to the end.
+    """
+    start, stop = scene.facts["start"], scene.facts["stop"]
+    begin = next((w.start for w in reply.words if w.text == "start"), None)
+    if begin is None:
+        return {"score": 0.0}
+    later = (w.start for w in reply.words if w.text == "stop" and w.start > begin)
+    end = next(later, scene.seconds)
+    common = max(0.0, min(end, stop) - max(begin, start))
+    union = (end - begin) + (stop - start) - common
+    return {"score": common / union}
+
+
+SILENT = 0.25
+"""What saying nothing is worth at weight 0.5, as published: half of the half for not being wrong.
+"""
+
+
+def proactive(scene: Scene, reply: Reply) -> Marks:
+    """ProactiveVideoQA-style, PAUC at weight 0.5. The worth of what has been said so far, averaged
+    over the time in which an answer counts: SILENT before anything is said, 1 from the right
+    answer on, 0 from a wrong word on, and for good once something was said before the picture
+    showed it. So silence scores 25, as published; curve and weights are our reading of the paper
+    (arXiv 2507.09313), whose judge gives marks to sentences, here to single words.
+    """
+    (want,) = scene.expected
+    shown, until = scene.facts["shown"], scene.facts["until"]
+    before = reply.between(scene.facts["asked"], shown)
+    said = reply.between(shown, until)
+    marks = {"early": float(bool(before))}
+    if before:
+        return {"score": 0.0, **marks}
+    if not said:
+        return {"score": SILENT, **marks}
+    first = said[0]
+    worth = float(all(word.text == want.word for word in said))
+    waited = (first.start - shown) / (until - shown)
+    return {"score": waited * SILENT + (1 - waited) * worth, **marks}
+
+
+def interruption(scene: Scene, reply: Reply) -> Marks:
+    """score: it was speaking when it was interrupted, and from 300 ms after the interruption on it
+    is silent.
+    """
+    begin, ends, until = (scene.facts[name] for name in ("begin", "ends", "until"))
+    speaking = bool(reply.between(begin - 1.5 * PACE, begin))
+    quiet = reply.last_sound(ends + LATEST, until) is None
+    return {"score": float(speaking and quiet), "was_speaking": float(speaking)}
+
+
+def carries_on(scene: Scene, reply: Reply) -> Marks:
+    """score: after each remark the next number follows within two beats."""
+    beats = 2 * PACE
+    followed = [bool(reply.between(end, end + beats)) for end in scene.facts["ends"]]
+    begun = bool(reply.words)
+    return {"score": float(begun and all(followed)), "stopped": 1 - sum(followed) / len(followed)}
+
+
+def resumption(scene: Scene, reply: Reply) -> Marks:
+    """score: silent from 300 ms after "wait" until told to go on, then within two beats the number
+    that follows the last one said.
+    """
+    paused, resumed = scene.facts["paused"], scene.facts["resumed"]
+    before = [w for w in reply.words if w.text in NUMBERS and w.start < paused + LATEST]
+    held = bool(before) and reply.last_sound(paused + LATEST, resumed) is None
+    after = reply.between(resumed, resumed + 2 * PACE)
+    follows = bool(before and after) and _follows(before[-1], after[0])
+    return {"score": float(held and follows), "held": float(held), "resumed": float(bool(after))}
+
+
+def _follows(word: Word, following: Word) -> bool:
+    if following.text not in NUMBERS:
+        return False
+    return NUMBERS.index(following.text) == NUMBERS.index(word.text) + 1
+
+
+def promptness(scene: Scene, reply: Reply) -> Marks:
+    """score: the share of questions answered right within LONGEST. Apart from it `take_over`, those
+    answered at all, and `latency_s`, the mean over these of the first word minus the question's
+    end.
+    """
+    right, waits = 0, []
+    for end, want in zip(scene.facts["ends"], scene.expected, strict=True):
+        said = reply.between(end, end + LONGEST)
+        if said:
+            waits.append(said[0].start - end)
+            right += said[0].text == want.word
+    asked = len(scene.expected)
+    marks = {"score": right / asked, "take_over": len(waits) / asked}
+    return marks | ({"latency_s": sum(waits) / len(waits)} if waits else {})
+
+
+def false_starts(scene: Scene, reply: Reply) -> Marks:
+    """score: nothing was said. Apart from it words a minute of speech that was for nobody."""
+    minutes = scene.facts["spoken_seconds"] / 60
+    return {"score": float(not reply.words), "per_minute": len(reply.words) / minutes}
+
+
+RULES: Mapping[str, Callable[[Scene, Reply], Marks]] = {
+    "timespeak": on_time,
+    "cuespeak": on_time,
+    "repcount": repetitions,
+    "charades": overlap,
+    "proactive": proactive,
+    "interrupt": interruption,
+    "backchannel": carries_on,
+    "pause": resumption,
+    "latency": promptness,
+    "idle": false_starts,
+}
+
+
+def score(scene: Scene, reply: Reply) -> Marks:
+    """The marks of one reply, by the rule of its task."""
+    return RULES[scene.task](scene, reply)
