@@ -29,6 +29,8 @@ OP_NAMES = (
     "rvq_quantize",
     "rvq_dequantize",
     "codec_transformer",
+    "open_lines",
+    "commit_lines",
 )
 
 

@@ -5,14 +5,17 @@ Adding a family means writing this, and nothing in runtime/.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from microturn.kernels.arena import ArenaSpec, View
+
+if TYPE_CHECKING:
+    from microturn.model.tick import TickInputs, TickOutputs
 
 
 @dataclass(frozen=True)
@@ -55,57 +58,14 @@ class TickShape:
     """Rows one session may bring to an append pass (DESIGN 5: 64)."""
 
 
-@dataclass(frozen=True)
-class StepLine:
-    """One session's part of a step.
-
-    slot         arena row
-    emits        False while warming: context rows are fed, nothing is heard or said
-    n_feedback   1 when the first row is the session's start row or its last output position, else 0
-    context_ids  [n_context] int64
-    audio        [input_samples] fp32 when emits, else empty
-    seed         Philox key of the session
-    patches      [n_patches, 2, 40, 40, 3] int16, the frame before and the frame, values 0 to 255
-                 and -1 where there is no pixel; None when there are none
-    """
-
-    slot: int
-    emits: bool
-    n_feedback: int
-    context_ids: Tensor
-    audio: Tensor
-    seed: int
-    sampling: Sampling
-    patches: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class StepOutputs:
-    """What a step made, a row for each line in the order given (F = frames, Q = num_codebooks).
-
-    Rows of lines that do not emit are zeros. Nothing is committed yet: the engine commits the
-    lines that are `ok`, advancing each cursor by `advance[cursor][line]` and flipping parity where
-    the line emits.
-
-    ok       [B] bool: logits and audio were finite
-    text_ids [B, F] int64
-    codes    [B, F, Q] int64
-    audio    [B, output_samples] fp32 in [-1, 1]
-    """
-
-    ok: Tensor
-    text_ids: Tensor
-    codes: Tensor
-    audio: Tensor
-    advance: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-
 class ArenaSet(Protocol):
     """The arenas as a step sees them (runtime/arenas.py allocates them)."""
 
+    @property
+    def num_slots(self) -> int: ...
     def view(self, name: str) -> View: ...
-    def committed(self, cursor: str, slot: int) -> int:
-        """Positions of `cursor` that slot has committed; 0 for a fresh session."""
+    def cursor(self, name: str) -> Tensor:
+        """[num_slots] int64: positions committed on that cursor; 0 for a fresh session."""
         ...
 
 
@@ -154,8 +114,13 @@ class ModelFamily(Protocol):
         ...
 
     def arena_specs(self) -> Sequence[ArenaSpec]: ...
-    def step(self, lines: Sequence[StepLine], arenas: ArenaSet) -> StepOutputs:
-        """One tick for these lines. Call under torch.inference_mode()."""
+    def tick(self, inputs: TickInputs, outputs: TickOutputs, arenas: ArenaSet) -> None:
+        """One tick, begun, run and committed: cursors and parity of every line that is ok move on,
+        nothing else does.
+
+        Shapes follow from inputs.size alone, and on a device nothing is read back: a graph can hold
+        it. Call under torch.inference_mode().
+        """
         ...
 
     def to(self, device: torch.device) -> ModelFamily: ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +14,8 @@ from microturn.kernels.arena import ArenaSpec, Pages, Ring, Twice, View
 class Arenas:
     """Every arena, the cursors that say how much of it counts, and the commit.
 
-    Memory comes as it is: what lies before position 0 is never read. Cursors live on the host,
-    where plans are made; `parity [num_slots]` beside the state it chooses from.
+    Memory comes as it is: what lies before position 0 is never read. Cursors [num_slots] int64
+    and `parity [num_slots]` lie beside the state they tell of, where a tick moves them on.
     """
 
     def __init__(
@@ -33,7 +32,9 @@ class Arenas:
             raise ValueError(f"arena names must be unique, {', '.join(twice)} came more than once")
         self.num_slots = num_slots
         self.parity = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._cursors = {spec.cursor: np.zeros(num_slots, np.int64) for spec in specs}
+        self._cursors = {
+            spec.cursor: torch.zeros(num_slots, dtype=torch.int64, device=device) for spec in specs
+        }
         self._views = {spec.name: self._allocate(spec, device) for spec in specs}
         self.bytes = sum(spec.bytes_per_slot for spec in specs) * num_slots
 
@@ -44,8 +45,17 @@ class Arenas:
         except KeyError:
             raise KeyError(f"no arena {name!r}; there are {', '.join(self._views)}") from None
 
+    def cursor(self, name: str) -> Tensor:
+        """[num_slots] int64. Raises KeyError naming what there is."""
+        try:
+            return self._cursors[name]
+        except KeyError:
+            raise KeyError(f"no cursor {name!r}; there are {', '.join(self._cursors)}") from None
+
     def committed(self, cursor: str, slot: int) -> int:
-        """Positions that slot has committed on `cursor`; 0 for a fresh session."""
+        """Positions that slot has committed on `cursor`; 0 for a fresh session. Waits for a
+        device.
+        """
         return int(self._cursors[cursor][slot])
 
     def reset(self, slot: int) -> None:

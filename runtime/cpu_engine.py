@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from microturn.model.family import ModelFamily, Sampling, StepLine, StepOutputs
+from microturn.model.family import ModelFamily, Sampling
+from microturn.model.tick import TickInputs
+from microturn.model.tick import TickOutputs as Buffers
 from microturn.runtime.arenas import Arenas
-from microturn.runtime.engine import RowInput, RowOutput, TickOutputs
+from microturn.runtime.engine import RowInput, TickOutputs
 from microturn.runtime.image_input import PATCH
 from microturn.runtime.plan import RowPlan, TickPlan, bucket
+from microturn.runtime.staging import share_out, stage
 
 
 class CpuEngine:
@@ -39,20 +42,14 @@ class CpuEngine:
     def step(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> TickOutputs:
         """See Engine.step."""
         self._set_threads()
-        lines = [_line(row, inputs[row.session_id]) for row in plan.rows]
-        for row in plan.rows:
-            if row.reset:
-                self.arenas.reset(row.slot)
+        shape = self._family.shape
+        staged = stage(plan, inputs)
+        size = staged.size(shape.frames)
+        heard, said = TickInputs.allocate(size, shape), Buffers.allocate(size, shape)
+        heard.fill(staged.lines, shape.frames)
         with torch.inference_mode():
-            made = self._family.step(lines, self.arenas)
-            ok = made.ok.tolist()
-            good = [b for b, fine in enumerate(ok) if fine]
-            self.arenas.commit(
-                [lines[b].slot for b in good],
-                {name: [steps[b] for b in good] for name, steps in made.advance.items()},
-                [lines[b].emits for b in good],
-            )
-            return TickOutputs(_rows(plan.rows, ok, made))
+            self._family.tick(heard, said, self.arenas)
+            return share_out(staged.rows, said)
 
     def warm_up(self) -> None:
         """One session and all of them, warming and live; the slots are fresh again afterwards."""
@@ -106,30 +103,3 @@ def _row(
         n_audio=n_audio,
         n_feedback=n_feedback,
     )
-
-
-def _line(row: RowPlan, given: RowInput) -> StepLine:
-    return StepLine(
-        slot=row.slot,
-        emits=row.exec,
-        n_feedback=row.n_feedback,
-        context_ids=torch.tensor(given.context_ids, dtype=torch.int64),
-        audio=torch.from_numpy(given.audio),
-        seed=given.seed,
-        sampling=given.sampling,
-        patches=torch.from_numpy(given.patches) if len(given.patches) else None,
-    )
-
-
-def _rows(rows: Sequence[RowPlan], ok: Sequence[bool], made: StepOutputs) -> dict[str, RowOutput]:
-    """A session's arrays are its own: no output keeps the whole batch alive."""
-    text_ids, codes, audio = made.text_ids.numpy(), made.codes.numpy(), made.audio.numpy()
-    return {
-        row.session_id: RowOutput(
-            ok=ok[b],
-            text_ids=text_ids[b].copy() if row.exec else text_ids[b, :0].copy(),
-            codes=codes[b].copy() if row.exec else codes[b, :0].copy(),
-            audio=audio[b].copy() if row.exec else audio[b, :0].copy(),
-        )
-        for b, row in enumerate(rows)
-    }

@@ -111,9 +111,11 @@ class DepthHead(nn.Module):
             eps=self.config.eps,
         )
 
-    def forward(self, inputs: DepthInputs, rows: RowBatch | None = None) -> DepthOutputs:
+    def forward(
+        self, inputs: DepthInputs, rows: RowBatch | None = None, out: DepthOutputs | None = None
+    ) -> DepthOutputs:
         """Draws one frame a row: see `depth_head`."""
-        return depth_head(inputs, self.weights, None, rows)
+        return depth_head(inputs, self.weights, None, rows, out=out)
 
     def teacher_forced(self, hidden: Tensor, text_ids: Tensor, codes: Tensor) -> Tensor:
         """Logits of every code given those before it, for training.

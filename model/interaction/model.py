@@ -64,11 +64,6 @@ class InteractionModel(nn.Module):
         norm = RMSNormWeights(self.code_norm, self.config.trunk.eps)
         return self.trunk.embed(text_ids) + rms_norm(total, norm)
 
-    def start_ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The first row of a session: text [1] and codes [1, Q]."""
-        codes = torch.full((1, self.config.codec.num_codebooks), self.config.codec.codebook_size)
-        return torch.tensor([self.config.start_id], device=device), codes.to(device)
-
     def embed_rows(
         self,
         feedback: tuple[Tensor, Tensor],
@@ -87,13 +82,10 @@ class InteractionModel(nn.Module):
                      to end
         Returns [T, H]. Raises ValueError for patches of a model without a vision tower.
         """
-        kinds = [self.embed_feedback(*feedback)]
-        if len(context_ids):
-            kinds.append(self.trunk.embed(context_ids))
+        kinds = [self.embed_feedback(*feedback), self.trunk.embed(context_ids)]
         if patches is not None:
             if self.visual is None:
                 raise ValueError(f"{self.config.name} has no vision tower, patches cannot be fed")
             kinds.append(self.visual(patches))
-        if len(bins):
-            kinds.append(self.audio(bins))
-        return torch.cat(kinds)[order]
+        kinds.append(self.audio(bins))
+        return torch.cat(kinds).index_select(0, order)

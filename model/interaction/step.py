@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from microturn.kernels.arena import ArenaSpec, Twice
-from microturn.kernels.depth_head import DepthInputs
+from microturn.kernels.commit_lines import Committed, Said, commit_lines
+from microturn.kernels.depth_head import DepthInputs, DepthOutputs
 from microturn.kernels.dmel import DMelWeights, dmel, dmel_spec, dmel_weights
+from microturn.kernels.open_lines import LineState, OpenedLines, Opening, open_lines
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.sampling import SamplingParams, sampling
-from microturn.model.family import ArenaSet, StepLine, StepOutputs, TickShape
+from microturn.model.family import ArenaSet, TickShape
 from microturn.model.inkling.trunk import TrunkState
 from microturn.model.interaction.model import InteractionModel
-from microturn.model.interaction.sequence import TickRows, pack_order
 from microturn.model.interaction.tokenizer import FileTokenizer
 from microturn.model.mimi.mimi import DecoderState
+from microturn.model.tick import TickInputs, TickOutputs, TickSize
 
 ROWS, FRAMES = "rows", "frames"
 """Cursors: rows of the trunk's sequence; 50 ms slots heard and said."""
@@ -33,7 +35,7 @@ class _State:
     trunk: TrunkState
     codec: DecoderState
     dmel: Twice
-    feedback: Twice
+    lines: LineState
 
 
 class InteractionFamily:
@@ -65,6 +67,7 @@ class InteractionFamily:
         self.speak_ids = tokenizer.special_ids("<speak>") if tokenizer else ()
         self._dmel: DMelWeights = dmel_weights()
         self._bound: _State | None = None
+        self._kept: dict[tuple[int, int, torch.device], _Steady] = {}
 
     def to(self, device: torch.device) -> InteractionFamily:
         self.model.to(device)
@@ -85,7 +88,7 @@ class InteractionFamily:
             *self.model.codec.arena_specs("codec", self.shape.frames),
             dmel_spec("dmel", FRAMES),
             ArenaSpec(
-                "feedback", "twice", (1 + self.shape.num_codebooks,), 1, ROWS, dtype=torch.int64
+                "feedback", "twice", (1 + self.shape.num_codebooks,), 1, FRAMES, dtype=torch.int64
             ),
         )
 
@@ -98,153 +101,104 @@ class InteractionFamily:
                 self.model.trunk.bind(arenas, "trunk"),
                 self.model.codec.bind(arenas, "codec"),
                 dmel_state,
-                feedback,
+                LineState(arenas.cursor(ROWS), arenas.cursor(FRAMES), feedback),
             )
         return self._bound
 
-    def step(self, lines: Sequence[StepLine], arenas: ArenaSet) -> StepOutputs:
-        """One tick for these lines; see ModelFamily.step."""
+    def tick(self, inputs: TickInputs, outputs: TickOutputs, arenas: ArenaSet) -> None:
+        """One tick; see ModelFamily.tick."""
         state = self._state(arenas)
-        frames = self.shape.frames
-        at_row = [arenas.committed(ROWS, line.slot) for line in lines]
-        counts = [
-            TickRows(
-                line.n_feedback,
-                len(line.context_ids),
-                0 if line.patches is None else len(line.patches),
-                frames if line.emits else 0,
-            )
-            for line in lines
-        ]
-        rows = RowBatch.build([line.slot for line in lines], [c.total for c in counts], at_row)
-        speaking = [b for b, line in enumerate(lines) if line.emits]
-        heard = RowBatch.build(
-            [lines[b].slot for b in speaking],
-            [frames] * len(speaking),
-            [arenas.committed(FRAMES, lines[b].slot) for b in speaking],
+        size, frames = inputs.size, self.shape.frames
+        opening = Opening(
+            inputs.slot_ids,
+            inputs.row_offsets,
+            inputs.emits,
+            inputs.reset,
+            num_rows=size.rows,
+            speaking=size.speaking,
+            frames=frames,
         )
-        x = self._embed(lines, counts, at_row, heard, state)
-        hidden = self.model.trunk(x, state.trunk, rows)
-        outputs = self._empty_outputs(lines, counts, frames)
-        if speaking:
-            ends = rows.row_offsets[1:].long()[speaking] - 1
-            next_row = [at_row[b] + counts[b].total for b in speaking]
-            self._speak(lines, speaking, next_row, hidden[ends], heard, state, outputs)
-        return outputs
-
-    def _embed(
-        self,
-        lines: Sequence[StepLine],
-        counts: Sequence[TickRows],
-        at_row: Sequence[int],
-        heard: RowBatch,
-        state: _State,
-    ) -> Tensor:
-        audio = [line.audio for line in lines if line.emits]
-        if audio:
-            hops = torch.cat(audio).view(heard.num_rows, -1)
-            bins = dmel(hops, self._dmel, state.dmel, heard)
-        else:
-            bins = torch.empty(0, self.config.audio_mels, dtype=torch.int64)
-        start_text, start_codes = self.model.start_ids(heard.positions.device)
-        text, codes = [start_text[:0]], [start_codes[:0]]
-        for line, position in zip(lines, at_row, strict=True):
-            if not line.n_feedback:
-                continue
-            if position == 0:
-                text.append(start_text)
-                codes.append(start_codes)
-            else:
-                last = state.feedback.read(torch.tensor([line.slot]))
-                text.append(last[:, 0])
-                codes.append(last[:, 1:])
-        patches = [line.patches for line in lines if line.patches is not None]
-        return self.model.embed_rows(
-            (torch.cat(text), torch.cat(codes)),
-            torch.cat([line.context_ids for line in lines]),
-            torch.cat(patches) if patches else None,
-            bins,
-            torch.tensor(pack_order(counts)),
+        steady = self._steady(size, inputs.slot_ids.device)
+        at = open_lines(opening, steady.start, state.lines)
+        rows = RowBatch(
+            inputs.slot_ids, inputs.row_offsets, at.positions, steady.everyone, size.line_rows
         )
-
-    def _empty_outputs(
-        self, lines: Sequence[StepLine], counts: Sequence[TickRows], frames: int
-    ) -> StepOutputs:
-        n = len(lines)
-        return StepOutputs(
-            ok=torch.ones(n, dtype=torch.bool),
-            text_ids=torch.zeros(n, frames, dtype=torch.int64),
-            codes=torch.zeros(n, frames, self.shape.num_codebooks, dtype=torch.int64),
-            audio=torch.zeros(n, self.shape.output_samples),
-            advance={
-                ROWS: [
-                    c.total + (frames - 1 if line.emits else 0)
-                    for c, line in zip(counts, lines, strict=True)
-                ],
-                FRAMES: [frames if line.emits else 0 for line in lines],
-            },
-        )
-
-    def _speak(
-        self,
-        lines: Sequence[StepLine],
-        speaking: Sequence[int],
-        next_row: Sequence[int],
-        hidden: Tensor,
-        heard: RowBatch,
-        state: _State,
-        outputs: StepOutputs,
-    ) -> None:
-        """Fills the rows of `outputs` that speak. hidden [E, H]: the last input row of each."""
-        frames = self.shape.frames
-        drawn = [lines[b] for b in speaking]
-        slots = heard.slot_ids.tolist()
-        at_frame = heard.positions.view(len(speaking), frames)
-        text_params = _params(drawn, "text")
-        code_params = _params(drawn, "audio")
-        ok = torch.ones(len(speaking), dtype=torch.bool)
-        texts, codes = [], []
-        for j in range(frames):
-            logits = self.model.trunk.logits(hidden)
-            ok &= torch.isfinite(logits).all(-1)
-            # <start> opens a session and is never said.
-            logits[:, self.config.start_id] = -torch.inf
-            step = at_frame[:, j]
-            text = sampling(logits, text_params.at(step), None, None)
-            frame = self.model.depth(DepthInputs(hidden, text, code_params.at(step)))
-            ok &= frame.finite
-            texts.append(text)
-            codes.append(frame.codes)
+        slots, emits = inputs.slot_ids[: size.speaking], inputs.emits[: size.speaking]
+        heard = RowBatch(slots, steady.frame_offsets, at.heard, emits, frames)
+        hidden = self.model.trunk(self._embed(inputs, at, heard, state), state.trunk, rows)
+        peaks = hidden.new_empty(frames, size.speaking, dtype=torch.float32)
+        finite = torch.empty_like(peaks, dtype=torch.bool)
+        hidden = hidden.index_select(0, at.ends)
+        for j in range(frames if size.speaking else 0):
+            positions = at.said[j] if j < frames - 1 else at.ends
+            row = RowBatch(slots, steady.row_offsets, positions, emits, 1)
+            text, codes = outputs.text_ids[:, j], outputs.codes[:, j]
+            # <start>, the last id, opens a session and is never said.
+            logits = self.model.trunk.logits(hidden)[:, : self.config.start_id]
+            torch.linalg.vector_norm(logits, torch.inf, -1, out=peaks[j])
+            sampling(logits, _draws(inputs, "text", at.steps[j]), None, row, out=text)
+            asked = DepthInputs(hidden, text.contiguous(), _draws(inputs, "audio", at.steps[j]))
+            self.model.depth(asked, row, out=DepthOutputs(codes, finite[j]))
             if j < frames - 1:
-                rows = RowBatch.build(slots, [1] * len(slots), [r + j for r in next_row])
-                x = self.model.embed_feedback(text, frame.codes)
-                hidden = self.model.trunk(x, state.trunk, rows)
-        state.feedback.write(heard.slot_ids.long(), torch.cat([texts[-1][:, None], codes[-1]], -1))
-        said = torch.stack(codes, 1)
-        audio = self.model.codec(said.flatten(0, 1), state.codec, heard).view(len(speaking), -1)
-        ok &= torch.isfinite(audio).all(-1)
-        outputs.ok[speaking] = ok
-        outputs.text_ids[speaking] = torch.stack(texts, 1)
-        outputs.codes[speaking] = said
-        outputs.audio[speaking] = audio.clamp(-1, 1)
+                x = self.model.embed_feedback(text, codes)
+                hidden = self.model.trunk(x, state.trunk, row)
+        audio = hidden.new_empty(0, dtype=torch.float32)
+        if size.speaking:
+            audio = self.model.codec(outputs.codes.flatten(0, 1), state.codec, heard)
+        made = Said(
+            inputs.slot_ids,
+            inputs.emits,
+            at.after,
+            peaks,
+            finite,
+            outputs.text_ids,
+            outputs.codes,
+            audio.view(size.speaking, self.shape.output_samples),
+        )
+        commit_lines(made, None, state.lines, out=Committed(outputs.ok, outputs.audio))
 
+    def _embed(self, inputs: TickInputs, at: OpenedLines, heard: RowBatch, state: _State) -> Tensor:
+        """The packed rows [T, H] of the append pass."""
+        hops = inputs.audio.view(heard.num_rows, self.shape.input_samples // self.shape.frames)
+        bins = dmel(hops, self._dmel, state.dmel, heard)
+        return self.model.embed_rows(
+            (at.feedback[:, 0], at.feedback[:, 1:]),
+            inputs.context_ids,
+            inputs.patches if inputs.size.patches else None,
+            bins,
+            inputs.sources,
+        )
 
-def _params(lines: Sequence[StepLine], stream: str) -> _Drawn:
-    return _Drawn(
-        torch.tensor([getattr(line.sampling, f"{stream}_temperature") for line in lines]),
-        torch.tensor([getattr(line.sampling, f"{stream}_top_k") for line in lines]),
-        torch.tensor([line.seed for line in lines]),
-    )
+    def _steady(self, size: TickSize, device: torch.device) -> _Steady:
+        """Made once, so that a graph finds it where it was."""
+        key = (size.lines, size.speaking, device)
+        if key not in self._kept:
+            lines = torch.arange(size.speaking + 1, dtype=torch.int32, device=device)
+            start = [self.config.start_id]
+            start += [self.config.codec.codebook_size] * self.shape.num_codebooks
+            self._kept[key] = _Steady(
+                torch.ones(size.lines, dtype=torch.bool, device=device),
+                lines,
+                lines * self.shape.frames,
+                torch.tensor(start, device=device),
+            )
+        return self._kept[key]
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """Sampling of the speaking lines, constant over a tick: [E] each."""
+class _Steady:
+    """What does not change from tick to tick: everyone [B] bool, true; row_offsets, frame_offsets
+    [E + 1] int32, lines of one row and of F; start [1 + Q] int64, the first row of a session.
+    """
 
-    temperature: Tensor
-    top_k: Tensor
-    seed: Tensor
+    everyone: Tensor
+    row_offsets: Tensor
+    frame_offsets: Tensor
+    start: Tensor
 
-    def at(self, step: Tensor) -> SamplingParams:
-        """step [E]: the output position a draw belongs to."""
-        return SamplingParams(self.temperature, self.top_k, self.seed, step, stream=0)
+
+def _draws(inputs: TickInputs, stream: str, step: Tensor) -> SamplingParams:
+    """step [E]: the output position a draw belongs to."""
+    temperature = getattr(inputs, f"{stream}_temperature")
+    top_k = getattr(inputs, f"{stream}_top_k")
+    return SamplingParams(temperature, top_k, inputs.seed, step, stream=0)

@@ -16,7 +16,6 @@ from microturn.model.interaction import (
     preset,
     save,
 )
-from microturn.model.interaction.sequence import TickRows, pack_order
 
 
 def test_small_has_the_published_sizes() -> None:
@@ -110,9 +109,3 @@ def test_text_goes_to_ids_and_back() -> None:
     family = load(preset="interaction-tiny")
     assert list(family.speak_ids) == tokenizer.encode("<speak>")
     assert tokenizer.decode([family.listen_id, family.delegate_id]) == ""
-
-
-def test_rows_are_packed_line_by_line() -> None:
-    lines = [TickRows(1, 0, 0, 2), TickRows(1, 1, 1, 2)]
-    assert pack_order(lines) == [0, 4, 5, 1, 2, 3, 6, 7]
-    assert pack_order([]) == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch import Tensor
 from microturn.kernels.dmel import dmel
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.testing import assert_bitwise_equal
-from microturn.model.family import Sampling, StepLine, StepOutputs
+from microturn.model.family import Sampling
 from microturn.model.interaction import InteractionConfig, InteractionFamily, InteractionModel
 from microturn.model.interaction import preset as preset_config
+from microturn.model.tick import TickInputs, TickLine, TickOutputs, TickSize
 from microturn.runtime.arenas import Arenas
 
 DRAWN = Sampling()
@@ -49,8 +51,17 @@ def family() -> InteractionFamily:
     return _family()
 
 
+class Made(NamedTuple):
+    """Rows in the order of the lines given."""
+
+    ok: Tensor
+    text_ids: Tensor
+    codes: Tensor
+    audio: Tensor
+
+
 class Driver:
-    """What an engine does with a family, no more: build lines, step, commit."""
+    """What an engine does with a family, no more: build lines, tick."""
 
     def __init__(self, family: InteractionFamily, num_slots: int = 6) -> None:
         self.family = family
@@ -69,31 +80,45 @@ class Driver:
         patches: Tensor | None = None,
         seed: int = 0,
         sampling: Sampling = DRAWN,
-    ) -> StepLine:
+    ) -> TickLine:
         rows = self.arenas.committed("rows", slot)
         spoken = self.arenas.committed("frames", slot)
-        return StepLine(
+        return TickLine(
             slot=slot,
             emits=audio is not None,
+            reset=False,
             n_feedback=int(rows == 0 or spoken > 0),
-            context_ids=torch.tensor(list(context), dtype=torch.int64),
-            audio=torch.empty(0) if audio is None else audio,
+            context_ids=list(context),
+            audio=np.empty(0, np.float32) if audio is None else audio.numpy(),
             seed=seed,
             sampling=sampling,
-            patches=patches,
+            patches=None if patches is None else patches.numpy(),
         )
 
     @torch.inference_mode()
-    def step(self, *lines: StepLine, commit: bool = True) -> StepOutputs:
-        outputs = self.family.step(lines, self.arenas)
-        if commit:
-            done = [b for b in range(len(lines)) if outputs.ok[b]]
-            self.arenas.commit(
-                [lines[b].slot for b in done],
-                {c: [n[b] for b in done] for c, n in outputs.advance.items()},
-                [lines[b].emits for b in done],
-            )
-        return outputs
+    def step(self, *lines: TickLine, commit: bool = True) -> Made:
+        """commit False: cursors and parity are put back, which is all that a rollback is."""
+        shape, arenas = self.family.shape, self.arenas
+        order = sorted(range(len(lines)), key=lambda b: not lines[b].emits)
+        ordered = [lines[b] for b in order]
+        size = TickSize.of(ordered, shape.frames)
+        inputs, made = TickInputs.allocate(size, shape), TickOutputs.allocate(size, shape)
+        inputs.fill(ordered, shape.frames)
+        state = [arenas.cursor("rows"), arenas.cursor("frames"), arenas.parity]
+        before = [value.clone() for value in state]
+        self.family.tick(inputs, made, arenas)
+        for value, old in zip(state, before, strict=True):
+            if not commit:
+                value.copy_(old)
+        back = torch.tensor(order).argsort()
+        silent = len(lines) - size.speaking
+        text_ids = torch.cat((made.text_ids, made.text_ids.new_zeros(silent, shape.frames)))
+        codes = torch.cat((made.codes, made.codes.new_zeros(silent, *made.codes.shape[1:])))
+        return Made(made.ok[back], text_ids[back], codes[back], made.audio[back])
+
+    def at(self, slot: int) -> tuple[int, int]:
+        """Rows and frames committed."""
+        return self.arenas.committed("rows", slot), self.arenas.committed("frames", slot)
 
 
 def _speech(ticks: int, samples: int, seed: int = 0) -> Tensor:
@@ -101,12 +126,18 @@ def _speech(ticks: int, samples: int, seed: int = 0) -> Tensor:
     return 0.1 * torch.randn(ticks, samples, generator=g)
 
 
+def _start(family: InteractionFamily) -> tuple[Tensor, Tensor]:
+    codec = family.config.codec
+    codes = torch.full((1, codec.num_codebooks), codec.codebook_size)
+    return torch.tensor([family.config.start_id]), codes
+
+
 def _seen(count: int, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.randint(-1, 256, (count, 2, 40, 40, 3), generator=g, dtype=torch.int16)
 
 
-def _same(a: StepOutputs, b: StepOutputs, i: int = 0, j: int = 0) -> None:
+def _same(a: Made, b: Made, i: int = 0, j: int = 0) -> None:
     for name in ("ok", "text_ids", "codes", "audio"):
         assert_bitwise_equal(getattr(a, name)[i], getattr(b, name)[j], name)
 
@@ -146,7 +177,7 @@ def test_ticks_equal_the_whole_sequence(tick_ms: int) -> None:
         whole = RowBatch.build([0], [ticks * frames], [0])
         heard = family.model.audio(dmel(hops, family._dmel, None, whole)).view(ticks, frames, -1)
         pieces, predicts, t = (
-            [family.model.embed_feedback(*family.model.start_ids(hops.device))],
+            [family.model.embed_feedback(*_start(family))],
             [],
             1,
         )
@@ -169,17 +200,16 @@ def test_ticks_equal_the_whole_sequence(tick_ms: int) -> None:
 def test_a_tick_is_one_append_pass_and_single_rows(family: InteractionFamily) -> None:
     driver = Driver(family)
     audio = _speech(2, family.shape.input_samples)
-    first = driver.step(driver.line(0, audio[0], [7, 8]))
-    assert first.advance == {"rows": [1 + 2 + 2 + 1], "frames": [2]}
-    second = driver.step(driver.line(0, audio[1]))
-    assert second.advance == {"rows": [1 + 2 + 1], "frames": [2]}
-    assert driver.arenas.committed("rows", 0) == 10
+    driver.step(driver.line(0, audio[0], [7, 8]))
+    assert driver.at(0) == (1 + 2 + 2 + 1, 2)
+    driver.step(driver.line(0, audio[1]))
+    assert driver.at(0) == (6 + 1 + 2 + 1, 4)
 
 
 def test_warming_feeds_context_and_says_nothing(family: InteractionFamily) -> None:
     driver = Driver(family)
     out = driver.step(driver.line(0, None, range(10)))
-    assert out.advance == {"rows": [11], "frames": [0]}
+    assert driver.at(0) == (11, 0)
     assert not out.audio.any() and not out.codes.any()
     audio = _speech(3, family.shape.input_samples)
     whole = Driver(family)
@@ -280,7 +310,7 @@ def test_an_image_changes_what_follows_and_only_that(family: InteractionFamily) 
     got = seeing.step(seeing.line(0, audio[1], patches=image), seeing.line(1, audio[1]))
     _same(want, got, 1, 1)
     assert not torch.equal(want.audio[0], got.audio[0])
-    assert got.advance["rows"] == [want.advance["rows"][0] + 12, want.advance["rows"][1]]
+    assert [seeing.at(b)[0] - plain.at(b)[0] for b in (0, 1)] == [12, 0]
 
 
 def test_every_pixel_and_the_order_of_patches_show_in_the_logits(

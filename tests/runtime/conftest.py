@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from microturn.kernels.arena import ArenaSpec, Pages, Ring, Twice, ring_capacity
-from microturn.model.family import ArenaSet, StepLine, StepOutputs, TickShape
+from microturn.model.family import TickShape
+from microturn.model.tick import TickInputs, TickOutputs
+from microturn.runtime.arenas import Arenas
 from microturn.runtime.clock import VirtualClock
 from microturn.runtime.runtime import Runtime
 from microturn.runtime.session import Session
@@ -51,7 +53,7 @@ class FakeFamily:
         self.shape = TickShape(100, 2, 16_000, 1_600, 24_000, 2_400, 2, 32, max_rows)
         self.raise_in: list[bool] = []
         """Whether the next steps raise, after everything was written."""
-        self.fed: list[list[StepLine]] = []
+        self.fed: list[list[SimpleNamespace]] = []
 
     def digest(self) -> str:
         return "f" * 64
@@ -67,23 +69,51 @@ class FakeFamily:
             ArenaSpec("sum", "twice", (4,), 1, "frames"),
         )
 
-    def step(self, lines: Sequence[StepLine], arenas: ArenaSet) -> StepOutputs:
-        self.fed.append(list(lines))
-        shape, n = self.shape, len(lines)
-        made = StepOutputs(
-            ok=torch.ones(n, dtype=torch.bool),
-            text_ids=torch.zeros(n, shape.frames, dtype=torch.int64),
-            codes=torch.zeros(n, shape.frames, shape.num_codebooks, dtype=torch.int64),
-            audio=torch.zeros(n, shape.output_samples),
-            advance={"rows": [0] * n, "frames": [0] * n},
-        )
-        for b, line in enumerate(lines):
-            self._line(b, line, arenas, made)
+    def tick(self, inputs: TickInputs, outputs: TickOutputs, arenas: Arenas) -> None:
+        lines = list(self._lines(inputs))
+        self.fed.append(lines)
+        for value in (outputs.ok, outputs.text_ids, outputs.codes, outputs.audio):
+            value.zero_()
+        for line in lines:
+            if line.reset:
+                arenas.reset(line.slot)
+        counts = [self._line(b, line, arenas, outputs) for b, line in enumerate(lines)]
         if self.raise_in and self.raise_in.pop(0):
             raise RuntimeError("planted")
-        return made
+        good = [b for b in range(len(lines)) if outputs.ok[b]]
+        arenas.commit(
+            [lines[b].slot for b in good],
+            {
+                "rows": [counts[b] for b in good],
+                "frames": [self.shape.frames * lines[b].emits for b in good],
+            },
+            [lines[b].emits for b in good],
+        )
 
-    def _line(self, b: int, line: StepLine, arenas: ArenaSet, made: StepOutputs) -> None:
+    def _lines(self, inputs: TickInputs) -> Iterator[SimpleNamespace]:
+        """What `fill` was given, read back from the buffers."""
+        size, offsets = inputs.size, inputs.row_offsets.tolist()
+        patches = size.lines + size.rows
+        for b, slot in enumerate(inputs.slot_ids.tolist()):
+            if slot < 0:
+                continue
+            sources = inputs.sources[offsets[b] : offsets[b + 1]]
+            context = sources[(sources >= size.lines) & (sources < patches)] - size.lines
+            seen = sources[(sources >= patches) & (sources < patches + size.patches)] - patches
+            emits = bool(inputs.emits[b])
+            yield SimpleNamespace(
+                slot=slot,
+                emits=emits,
+                reset=bool(inputs.reset[b]),
+                n_feedback=int((sources < size.lines).sum()),
+                context_ids=inputs.context_ids[context],
+                audio=inputs.audio[b].clone() if emits else torch.empty(0),
+                seed=int(inputs.seed[b]) if emits else 0,
+                heat=float(inputs.text_temperature[b]) if emits else 0.0,
+                patches=inputs.patches[seen] if len(seen) else None,
+            )
+
+    def _line(self, b: int, line: SimpleNamespace, arenas: Arenas, made: TickOutputs) -> int:
         ring, pages, total = (arenas.view(name) for name in ("ring", "pages", "sum"))
         assert isinstance(ring, Ring) and isinstance(pages, Pages) and isinstance(total, Twice)
         at, frame = arenas.committed("rows", line.slot), arenas.committed("frames", line.slot)
@@ -103,9 +133,9 @@ class FakeFamily:
         slots, positions = torch.full((count,), line.slot), torch.arange(at, at + count)
         ring.write(slots, positions, torch.stack(rows))
         pages.write(slots, positions, torch.stack(rows) * 0.5)
-        made.advance["rows"][b] = count
+        made.ok[b] = True
         if not line.emits:
-            return
+            return count
         seen = torch.arange(at + count - WINDOW, at + count)
         slot = torch.full((WINDOW,), line.slot)
         keys = ring.read(slot, seen) + pages.read(slot, seen)
@@ -113,14 +143,14 @@ class FakeFamily:
         decay = torch.linspace(0.1, 1.0, WINDOW)[:, None]
         now = before * 0.9 + (keys * decay).sum(0) * 0.2
         total.write(torch.tensor([line.slot]), now[None])
-        draw = float(now.sum()) * 1e4 + line.seed % 97 + line.sampling.text_temperature * 31
+        draw = float(now.sum()) * 1e4 + line.seed % 97 + line.heat * 31
         for j in range(self.shape.frames):
             made.text_ids[b, j] = int(abs(draw) * (j + 1)) % 40
             made.codes[b, j] = torch.tensor([int(abs(draw)) % 32, j])
         phase = torch.arange(self.shape.output_samples) * 0.01
         made.audio[b] = torch.sin(phase * (1 + now[0]) + now[1]) * 0.5
         made.ok[b] = not bool((line.audio == float(POISON)).any())
-        made.advance["frames"][b] = self.shape.frames
+        return count
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:

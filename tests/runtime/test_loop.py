@@ -212,13 +212,13 @@ def test_the_step_runs_in_inference_mode_with_the_threads_asked_for(
     import torch
 
     family, seen = make_family(), []
-    step = family.step
+    tick = family.tick
 
-    def spy(lines: Any, arenas: Any) -> Any:
+    def spy(*args: Any) -> Any:
         seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
-        return step(lines, arenas)
+        return tick(*args)
 
-    family.step = spy
+    family.tick = spy
     runtime = make_runtime(model=family, threads=2)
     runtime.open()
     runtime.tick()
