@@ -12,7 +12,7 @@ from typing import Any
 from microturn.kernels.registry import OP_NAMES
 
 SCHEMA = 1
-COMPOSED = ("mimi_decode",)
+COMPOSED = ("mimi_decode", "prologue_attention")
 """Ops put together: timed and checked as one op is."""
 SYSTEM_OPS = (
     "tick",
