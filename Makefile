@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel-test bench gpu oracle-long peers clean distclean
+.PHONY: help demo test lint wheel-test bench gpu oracle-long chaos peers clean distclean
 
 # Interpreters to try, in order; the first of at least 3.11 that can make environments is taken.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -18,7 +18,8 @@ TRITON ?= triton==3.6.0
 PYTEST_ARGS ?=
 # Test processes of one thread each; tests that watch the real clock run after them, alone.
 WORKERS ?= 2
-# Size and seed of make oracle-long: so many random models, and half as many codecs.
+# Size and seed of make oracle-long: so many random models, and half as many codecs. SEED is also the
+# first seed of make chaos.
 COUNT ?= 1000
 SEED ?= 0
 # Parts of make gpu, and where its results go.
@@ -70,6 +71,7 @@ help:
 	@echo "make bench       the bench's cases under pytest-benchmark; small ones on a CPU"
 	@echo "make gpu         on a GPU, nothing installed: tests of kernels, then every case and peer"
 	@echo "make oracle-long random models and codecs against transformers and moshi, COUNT and SEED"
+	@echo "make chaos       10 million virtual session ticks of random lives and faults: SESSION_TICKS, SEED"
 	@echo "make peers       download the libraries that the bench compares with: bench/peers/README.md"
 	@echo "make clean       remove what was built (distclean: the environment too)"
 	@echo "Variables: PYTHON, TORCH, TORCH_INDEX, PYTEST_ARGS, WORKERS, COUNT, SEED, PARTS, OUT (see the top of this file)"
@@ -134,6 +136,12 @@ gpu:
 oracle-long: $(VENV)/.dev
 	@PYTHONPATH=tests/support nice -n 19 $(BIN)/python -P -m oracles.long \
 	  --count $(COUNT) --seed $(SEED) --results bench/results
+
+# Random lives and faults on a virtual clock; every promise is checked exactly.
+SESSION_TICKS ?= 10000000
+chaos: $(VENV)/.dev
+	@nice -n 19 $(BIN)/python -P -m microturn.bench.chaos \
+	  --session-ticks $(SESSION_TICKS) --seed $(SEED) --results bench/results
 
 # Downloads the peers of the bench into peers/ and lists what to carry to a GPU machine.
 peers: $(VENV)/.dev

@@ -21,6 +21,7 @@ SYSTEM_OPS = (
     "soak",
     "interactivity",
     "oracle",
+    "chaos",
     "loading",
     "weights",
 )
@@ -41,6 +42,7 @@ TICK_NUMBERS = (
     "sessions",
 )
 ORACLE_NUMBERS = ("seed", "configs", "rejected", "failures", "max_abs_diff", "bar")
+CHAOS_NUMBERS = ("seed", "worlds", "session_ticks", "ticks", "misses", "skipped", "violations")
 CASE = re.compile(r"^[A-Za-z_]\w*=[^,=\s]+(,[A-Za-z_]\w*=[^,=\s]+)*$")
 
 
@@ -88,6 +90,11 @@ def _row(where: str, row: Any) -> None:
         for field in ORACLE_NUMBERS:
             _need(_is_number(row.get(field)), f"{where}.{field}", "must be a number of 0 or more")
         _need(row["failures"] <= row["configs"], f"{where}.failures", "cannot exceed configs")
+        return
+    if op == "chaos":  # a count of promises kept, on a virtual clock
+        for field in CHAOS_NUMBERS:
+            _need(_is_number(row.get(field)), f"{where}.{field}", "must be a number of 0 or more")
+        _need(isinstance(row.get("faults"), dict), f"{where}.faults", "must be counts by name")
         return
     _need("us_p50" in row, f"{where}.us_p50", "is missing; null when it could not be measured")
     if row["us_p50"] is None:

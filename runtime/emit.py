@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from microturn.runtime.engine import RowOutput
@@ -64,7 +64,7 @@ class Emitter:
     def put(self, share: Share, output: Output, slack_ns: int) -> None:
         """Hands it over; a session that reads too slowly may end by it, and it alone."""
         seat = share.seat
-        output = replace(output, slack_ms=slack_ns / 1e6)
+        object.__setattr__(output, "slack_ms", slack_ns / 1e6)  # nobody has seen it yet
         seat.inbox.counters.ticks += 1
         seat.inbox.counters.late_ticks += output.late
         try:

@@ -53,7 +53,10 @@ class Counters:
 
 
 class Inbox:
-    """Bounded queues and switches of one session, under one lock that is only ever held briefly."""
+    """Bounded queues and switches of one session, under one lock that is only ever held briefly.
+
+    owed: ticks that passed without the session while its audio waits, for no fault of its own
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Inbox:
         self.paused = False
         self.draining = False
         self.live = False
+        self.owed = 0
         self.closed: CloseReason | None = None
         self.counters = Counters()
         self._drop_oldest = drop_oldest
@@ -93,10 +97,14 @@ class Inbox:
             self.paused = False
 
     def push_audio(self, samples: Samples) -> bool:
-        """False when they do not fit and nothing may be dropped for them. Raises SessionClosed."""
+        """False when they do not fit and nothing may be dropped for them. It may, whatever the
+        policy, where ticks passed without the session or it hears nothing. Raises SessionClosed.
+        """
         with self.lock:
             self.check_open()
-            if len(self.audio) + len(samples) > self.audio.capacity and not self._drop_oldest:
+            fits = len(self.audio) + len(samples) <= self.audio.capacity
+            hears = self.live and not self.paused and not self.owed
+            if not fits and hears and not self._drop_oldest:
                 return False
             self._count_dropped(self.audio.push(samples))
         return True

@@ -149,7 +149,7 @@ class TickLoop:
         """Steps and settles; what raised is counted and held against the culprits."""
         stepped = Stepped()
         try:
-            step_apart(self._engine, plan, inputs, self._scheduler.suspects, stepped)
+            step_apart(self._engine, plan, inputs, frozenset(self._scheduler.suspects), stepped)
         finally:
             self._scheduler.settle(gathered, stepped.committed)
         self._metrics.failed_steps += stepped.raised

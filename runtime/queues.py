@@ -123,6 +123,8 @@ class IdQueue:
         return True
 
     def hold(self, count: int) -> tuple[int, ...]:
+        if not self._ids:
+            return ()
         held = tuple(islice(self._ids, count))
         self._held = len(held)
         return held
@@ -165,7 +167,7 @@ class PatchQueue:
         self.replaced = 0
 
     def __len__(self) -> int:
-        return sum(len(frame.patches) - frame.done for frame in self._frames)
+        return sum(len(f.patches) - f.done for f in self._frames) if self._frames else 0
 
     def push(self, patches: Patches, still: bool) -> bool:
         """A video frame takes the place of one that has not started. False when it does not fit:
@@ -192,6 +194,8 @@ class PatchQueue:
         self._frames.extend(frames)
 
     def hold(self, count: int) -> Patches:
+        if not self._frames:
+            return NO_PATCHES
         parts = []
         for frame in self._frames:
             if count <= 0:
@@ -226,7 +230,9 @@ class OutputQueue:
         self._capacity = capacity
         self._drop_oldest = drop_oldest
         self._outputs: deque[Output] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._readers = 0
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._finished = False
         self._unmarked = 0
@@ -238,7 +244,7 @@ class OutputQueue:
 
     def put(self, output: Output) -> bool:
         """False when the queue is full and nothing may be dropped from it."""
-        with self._changed:
+        with self._lock:
             if self._finished:
                 return True
             if len(self._outputs) >= self._capacity:
@@ -253,18 +259,22 @@ class OutputQueue:
 
     def finish(self) -> None:
         """Nothing more comes; what waits can still be read."""
-        with self._changed:
+        with self._lock:
             self._finished = True
             self._wake()
 
     def poll(self) -> Output | None:
-        with self._changed:
+        with self._lock:
             return self._pop()
 
     def get(self, timeout: float | None = None) -> Output | None:
         """Waits for an output. None at the end, or after `timeout` seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._outputs or self._finished, timeout)
+        with self._lock:
+            self._readers += 1
+            try:
+                self._changed.wait_for(lambda: self._outputs or self._finished, timeout)
+            finally:
+                self._readers -= 1
             return self._pop()
 
     async def get_async(self) -> Output | None:
@@ -272,14 +282,14 @@ class OutputQueue:
         waiter = (asyncio.get_running_loop(), asyncio.Event())
         try:
             while True:
-                with self._changed:
+                with self._lock:
                     if self._outputs or self._finished:
                         return self._pop()
                     waiter[1].clear()
                     self._waiters.add(waiter)
                 await waiter[1].wait()
         finally:
-            with self._changed:
+            with self._lock:
                 self._waiters.discard(waiter)
 
     def _pop(self) -> Output | None:
@@ -293,7 +303,8 @@ class OutputQueue:
         return output
 
     def _wake(self) -> None:
-        self._changed.notify_all()
+        if self._readers:
+            self._changed.notify_all()
         for loop, event in self._waiters:
             with contextlib.suppress(RuntimeError):  # the loop was closed under its waiter
                 loop.call_soon_threadsafe(event.set)

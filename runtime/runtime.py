@@ -159,6 +159,11 @@ class Runtime:
         return self._engine.state_bytes
 
     @property
+    def free_slots(self) -> int:
+        """How many more sessions there is a slot for."""
+        return self._scheduler.free_slots
+
+    @property
     def sessions(self) -> tuple[Session, ...]:
         """The sessions that are open."""
         return tuple(self._sessions.values())

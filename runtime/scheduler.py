@@ -33,7 +33,6 @@ class Seat:
     fresh    no tick was committed for it yet: the first one resets the slot
     starved  the last tick ended in silence for want of audio
     position ticks heard and said: its media time
-    owed     ticks that passed without it while its audio waits: what catch-up may give back
     strikes  ticks in a row in which a step of its row alone raised
     joined   the first tick that planned it; None before
     rows     how many it lately brought to a tick, context and patches included
@@ -47,7 +46,6 @@ class Seat:
     fresh: bool = True
     starved: bool = True
     position: int = 0
-    owed: int = 0
     strikes: int = 0
     joined: int | None = None
     rows: float = 0.0
@@ -92,6 +90,7 @@ class Scheduler:
         self._free = list(range(num_slots))
         self._seats: dict[str, Seat] = {}
         self._by_slot: tuple[Seat, ...] | None = None
+        self._suspects: set[str] = set()
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -129,6 +128,7 @@ class Scheduler:
             if seat is None:
                 return
             self._by_slot = None
+            self._suspects.discard(session_id)
             seat.inbox.close(reason)
             heapq.heappush(self._free, seat.slot)
         seat.outbox.finish()
@@ -143,7 +143,7 @@ class Scheduler:
         """
         shares, idle = [], []
         for seat in self.seats:
-            if seat.inbox.drained(self._budget.sees):
+            if seat.inbox.draining and seat.inbox.drained(self._budget.sees):
                 reason = CloseReason(CloseCode.CLOSED, "closed by its owner, its input heard")
                 self.end(seat.session_id, reason)
                 continue
@@ -155,10 +155,16 @@ class Scheduler:
         return Gathered(tuple(shares), tuple(idle))
 
     def gather_owed(self) -> Gathered:
-        """The same of the sessions alone that are owed a tick and have all of its audio."""
+        """The same of the sessions alone that are owed a tick, have all of its audio, and did not
+        raise in their last.
+        """
         samples = self._budget.input_samples
-        owed = [seat for seat in self.seats if seat.owed and len(seat.inbox.audio) >= samples]
-        shares = [share for seat in owed if (share := self._share(seat)) is not None]
+        shares = [
+            share
+            for seat in self.seats
+            if seat.inbox.owed and not seat.strikes and len(seat.inbox.audio) >= samples
+            if (share := self._share(seat)) is not None
+        ]
         return Gathered(tuple(shares), ())
 
     def plan(
@@ -201,10 +207,12 @@ class Scheduler:
             done = seat.session_id in committed
             seat.inbox.settle(held, done)
             if not done:
-                seat.owed += held.live and not seat.fresh
+                seat.inbox.owed += held.live and not seat.fresh
                 continue
             seat.fresh = False
-            seat.strikes = 0
+            if seat.strikes:
+                seat.strikes = 0
+                self._suspects.discard(seat.session_id)
             brought = len(held.context_ids) + len(held.patches) + held.n_feedback
             seat.rows += RECENT * (brought - seat.rows)
             if held.live:
@@ -212,7 +220,7 @@ class Scheduler:
                 seat.position += 1
                 seat.inbox.counters.silence_samples += missing
                 if missing:
-                    seat.owed = 0
+                    seat.inbox.owed = 0
             else:
                 seat.inbox.keep_audio(self._budget.input_samples)
         for seat in gathered.idle if committed or not gathered.shares else ():
@@ -230,6 +238,7 @@ class Scheduler:
             if seat is None:
                 continue
             seat.strikes += 1
+            self._suspects.add(session_id)
             if seat.strikes >= most:
                 memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
                 code = CloseCode.OUT_OF_MEMORY if memory else CloseCode.STEP_FAILED
@@ -239,18 +248,18 @@ class Scheduler:
     @property
     def suspects(self) -> Collection[str]:
         """Sessions whose row raised in their last tick."""
-        return {seat.session_id for seat in self.seats if seat.strikes}
+        return self._suspects
 
     def owe(self, ticks: int) -> None:
         """So many grid points passed without a tick."""
         for seat in self.seats:
             if seat.inbox.live and not seat.inbox.paused:
-                seat.owed += ticks
+                seat.inbox.owed += ticks
 
     def catch_up(self, shares: Sequence[Share]) -> None:
         """These are about to be given a tick that they are owed."""
         for share in shares:
-            share.seat.owed -= 1
+            share.seat.inbox.owed -= 1
 
     def degrade(self, samples: int) -> int:
         """Every session keeps only its newest `samples` of audio; says how many had more."""
@@ -258,7 +267,7 @@ class Scheduler:
         for seat in self.seats:
             if dropped := seat.inbox.keep_audio(max(samples, tick)):
                 degraded += 1
-                seat.owed = max(0, seat.owed - -(-dropped // tick))
+                seat.inbox.owed = max(0, seat.inbox.owed - -(-dropped // tick))
         return degraded
 
     def evict_worst(self, since: int, detail: str) -> Seat | None:

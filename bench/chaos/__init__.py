@@ -1,0 +1,1 @@
+"""Random lives and faults of many sessions on a virtual clock, every promise checked exactly."""
