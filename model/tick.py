@@ -191,7 +191,8 @@ class TickInputs:
         """Writes lines into host memory, those that emit first. A line's rows: what it reads back,
         context, patches, audio slots, as spec/interaction.md 1 orders them.
 
-        Every value that decides what a program does is written, so memory may be used again.
+        Every value that decides what a program does is written, so memory may be used again, for
+        ticks of other sizes too.
         Raises ValueError when the lines do not fit, or one that emits comes after one that does
         not.
         """
@@ -210,8 +211,10 @@ class TickInputs:
         for name in ("text_temperature", "text_top_k", "audio_temperature", "audio_top_k"):
             at[name][:speaking] = [getattr(line.sampling, name) for line in lines[:speaking]]
         at["text_temperature"][speaking:] = at["audio_temperature"][speaking:] = 0.0
+        at["text_top_k"][speaking:] = at["audio_top_k"][speaking:] = 1
         at["seed"][:speaking] = [line.seed for line in lines[:speaking]]
         sources, context, patches = at["sources"], at["context_ids"], at["patches"]
+        context[:] = 0  # rows of other kinds are looked up too, and must find an id
         of_patches = self.size.lines + self.size.rows
         of_audio = of_patches + self.size.patches
         at["row_offsets"][0] = row = patch = 0

@@ -46,7 +46,8 @@ def test_rows_are_packed_line_by_line() -> None:
 
 def test_buffers_used_again_forget_what_they_held() -> None:
     size = TickSize(lines=4, rows=64, line_rows=64, patches=8, speaking=4)
-    used, fresh = (TickInputs.allocate(size, SHAPE) for _ in range(2))
+    memory = torch.full((TickInputs.nbytes(size, SHAPE),), 255, dtype=torch.uint8)
+    used, fresh = TickInputs.carve(memory, size, SHAPE), TickInputs.allocate(size, SHAPE)
     used.fill([line(s, context=5, patches=2) for s in (9, 8, 7, 6)], 2)
     later = [line(3), line(2, emits=False, feedback=0, context=3)]
     for made in (used, fresh):
@@ -57,6 +58,7 @@ def test_buffers_used_again_forget_what_they_held() -> None:
         assert not made.reset.any() and not made.sources[6:].any()
         assert not made.text_temperature[1:].any(), "nobody draws with another's heat"
     assert torch.equal(used.sources, fresh.sources)
+    assert torch.equal(used.context_ids, fresh.context_ids)
 
 
 def test_fields_lie_where_a_kernel_can_load_sixteen_bytes() -> None:
