@@ -6,6 +6,7 @@ kinds:
 * `Ring`: position-indexed; position p lives at p % capacity. Rows past the committed position are
   overwritten by the next tick that reaches them, so a failed tick needs no undo.
 * `Pages`: position-indexed through a page table, for windows too large to hold in one run.
+  Of both, the first `pinned` positions stay where they are, and the others take turns behind them.
 * `Twice`: read-modify-write state, kept twice; a tick writes the other copy, commit flips `parity`.
 
 A stream starts at position 0. Ops treat what lies before it as zeros and never read it, so a slot's
@@ -36,6 +37,7 @@ class ArenaSpec:
     capacity  positions kept for a slot (ring, pages); 1 for twice
     cursor    the counter whose committed value positions this state ("rows", "frames")
     page_size positions in a page (pages only)
+    pinned    of the capacity, kept for the first positions and never recycled (ring, pages)
     """
 
     name: str
@@ -45,6 +47,7 @@ class ArenaSpec:
     cursor: str
     dtype: torch.dtype = torch.float32
     page_size: int = LEAF
+    pinned: int = 0
 
     @property
     def bytes_per_slot(self) -> int:
@@ -63,41 +66,50 @@ def ring_capacity(window: int, max_rows_per_tick: int, multiple: int = LEAF) -> 
     return -(-need // multiple) * multiple
 
 
+def _kept(positions: Tensor, capacity: int, pinned: int) -> Tensor:
+    """Where in a slot each position is kept; `device.kv.kv_row` does the same."""
+    if not pinned:
+        return positions % capacity
+    turning = pinned + (positions - pinned) % (capacity - pinned)
+    return torch.where(positions < pinned, positions, turning)
+
+
 @dataclass(frozen=True)
 class Ring:
-    """data [S, capacity, ...]: position p of slot s is data[s, p % capacity]."""
+    """data [S, capacity, ...]: position p of slot s, unless pinned, is data[s, p % capacity]."""
 
     data: Tensor
+    pinned: int = 0
 
     @property
     def capacity(self) -> int:
         return int(self.data.shape[1])
 
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """int64 index into data, its first two dimensions as one; arguments broadcastable int64."""
+        return slots * self.capacity + _kept(positions, self.capacity, self.pinned)
+
     def write(self, slots: Tensor, positions: Tensor, values: Tensor) -> None:
         """slots, positions [R] int64, values [R, ...]."""
-        self.data[slots, positions % self.capacity] = values.to(self.data.dtype)
+        kept = _kept(positions, self.capacity, self.pinned)
+        self.data[slots, kept] = values.to(self.data.dtype)
 
     def read(self, slots: Tensor, positions: Tensor) -> Tensor:
         """slots, positions broadcastable int64 -> [..., *shape]; the caller masks positions < 0."""
-        return self.data[slots, positions % self.capacity]
-
-    def leaf(self, slot: int, index: int) -> Tensor:
-        """[LEAF, ...] view of positions index * LEAF and on: never split, capacity is whole
-        leaves.
-        """
-        start = index * LEAF % self.capacity
-        return self.data[slot, start : start + LEAF]
+        return self.data[slots, _kept(positions, self.capacity, self.pinned)]
 
 
 @dataclass(frozen=True)
 class Pages:
     """data [num_pages, page_size, ...]; page_table [S, pages_per_slot] int32.
 
-    Position p of slot s is data[page_table[s, p // page_size % pages_per_slot], p % page_size].
+    Position p of slot s, unless pinned, is
+    data[page_table[s, p // page_size % pages_per_slot], p % page_size].
     """
 
     data: Tensor
     page_table: Tensor
+    pinned: int = 0
 
     @property
     def page_size(self) -> int:
@@ -107,26 +119,24 @@ class Pages:
     def capacity(self) -> int:
         return self.page_size * int(self.page_table.shape[1])
 
-    def _page(self, slots: Tensor, positions: Tensor) -> Tensor:
-        index = positions.div(self.page_size, rounding_mode="floor") % self.page_table.shape[1]
-        return self.page_table[slots, index].long()
+    def _find(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Page, and place in it."""
+        kept = _kept(positions, self.capacity, self.pinned)
+        index = kept.div(self.page_size, rounding_mode="floor")
+        return self.page_table[slots, index].long(), kept % self.page_size
+
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """int64 index into data, its first two dimensions as one; arguments broadcastable int64."""
+        page, place = self._find(slots, positions)
+        return page * self.page_size + place
 
     def write(self, slots: Tensor, positions: Tensor, values: Tensor) -> None:
         """slots, positions [R] int64, values [R, ...]."""
-        self.data[self._page(slots, positions), positions % self.page_size] = values.to(
-            self.data.dtype
-        )
+        self.data[self._find(slots, positions)] = values.to(self.data.dtype)
 
     def read(self, slots: Tensor, positions: Tensor) -> Tensor:
         """slots, positions broadcastable int64 -> [..., *shape]; the caller masks positions < 0."""
-        return self.data[self._page(slots, positions), positions % self.page_size]
-
-    def leaf(self, slot: int, index: int) -> Tensor:
-        """[LEAF, ...] view of positions index * LEAF and on (page_size is a multiple of LEAF)."""
-        per_page = self.page_size // LEAF
-        page = int(self.page_table[slot, index // per_page % self.page_table.shape[1]])
-        start = index % per_page * LEAF
-        return self.data[page, start : start + LEAF]
+        return self.data[self._find(slots, positions)]
 
 
 @dataclass(frozen=True)

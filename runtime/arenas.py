@@ -92,7 +92,8 @@ class Arenas:
         if spec.kind == "twice":
             return Twice(self._empty((2, self.num_slots), spec, device), self.parity)
         if spec.kind == "ring":
-            return Ring(self._empty((self.num_slots, spec.capacity), spec, device))
+            data = self._empty((self.num_slots, spec.capacity), spec, device)
+            return Ring(data, spec.pinned)
         if spec.capacity % spec.page_size:
             raise ValueError(
                 f"{spec.name}: capacity must be whole pages of {spec.page_size}, got "
@@ -100,7 +101,7 @@ class Arenas:
             )
         per_slot = spec.capacity // spec.page_size
         data = self._empty((self.num_slots * per_slot, spec.page_size), spec, device)
-        return Pages(data, _deal_pages(self.num_slots, per_slot).to(device))
+        return Pages(data, _deal_pages(self.num_slots, per_slot).to(device), spec.pinned)
 
     def _empty(self, lead: tuple[int, int], spec: ArenaSpec, device: torch.device | str) -> Tensor:
         return torch.empty(*lead, *spec.shape, dtype=spec.dtype, device=device)

@@ -35,10 +35,10 @@ def kv_arguments(arena: Ring | Pages) -> KVArguments:
             f"keys and values must be contiguous, got strides {arena.data.stride()} for "
             f"{list(arena.data.shape)}; give each arena a tensor of its own"
         )
-    pinned = getattr(arena, "pinned", 0)
+    size = arena.capacity, arena.pinned
     if isinstance(arena, Pages):
-        return KVArguments(arena.data, arena.page_table, arena.capacity, pinned, arena.page_size)
-    return KVArguments(arena.data, arena.data, arena.capacity, pinned, 0)
+        return KVArguments(arena.data, arena.page_table, *size, arena.page_size)
+    return KVArguments(arena.data, arena.data, *size, 0)
 
 
 @triton.jit

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class AttentionCase:
     """Lines of `counts[b]` rows from position `starts[b]` on.
 
-    extent 0: no relative bias; log_floor 0: no log scaling; rope_theta 0: no rope; append False:
-    the rows' keys and values are in the arenas already.
+    extent 0: no relative bias; log_floor 0: no log scaling; rope_theta 0: no rope; sinks: first
+    keys of a line that stay visible; append False: the rows' keys and values are in the arenas
+    already.
     """
 
     counts: tuple[int, ...]
@@ -35,6 +36,7 @@ class AttentionCase:
     d_rel: int = 16
     log_floor: int = 0
     rope_theta: float = 0.0
+    sinks: int = 0
     max_rows: int = 64
     append: bool = True
     bar: Bar | None = None
@@ -55,10 +57,11 @@ class AttentionCase:
             "extent": self.extent,
             "floor": self.log_floor,
             "rope": int(self.rope_theta),
+            "sinks": self.sinks,
             "pos": max(self.starts, default=0),
             "kind": self.kind if self.append else f"{self.kind},append=0",
         }
-        optional = ("extent", "floor", "rope")
+        optional = ("extent", "floor", "rope", "sinks")
         return ",".join(f"{k}={v}" for k, v in pairs.items() if v or k not in optional)
 
     @property
@@ -67,9 +70,10 @@ class AttentionCase:
         total = 0
         for count, start in zip(self.counts, self.starts, strict=True):
             for position in range(start, start + count):
-                visible = min(position + 1, self.window)
+                visible = min(position + 1, self.window + self.sinks)
                 total += 4 * visible * self.H * self.D
-                total += 2 * min(visible, self.extent) * self.H * self.d_rel
+                near = min(position + 1, self.window, self.extent)
+                total += 2 * near * self.H * self.d_rel
         return total
 
     def bytes(self, itemsize: int, streamed: int | None = None) -> int:
@@ -80,7 +84,8 @@ class AttentionCase:
         plain = self.T * self.H * head + self.extent * self.d_rel
         kept = 0
         for count, start in zip(self.counts, self.starts, strict=True):
-            kept += 2 * (min(start, self.window - 1) + count) * self.Hkv * self.D
+            past = min(start, self.window - 1 + self.sinks)
+            kept += 2 * (past + count) * self.Hkv * self.D
             if self.append:
                 plain += 2 * count * self.Hkv * self.D
                 kept += 2 * count * self.Hkv * self.D
@@ -131,6 +136,30 @@ CASES = (
     ),
     AttentionCase(
         (2, 2), (400, 31), 8, 8, 64, 250, "the codec's transformer: rope, no bias", rope_theta=1e4
+    ),
+    AttentionCase(
+        (5, 3, 2),
+        (40, 108, 5000),
+        4,
+        2,
+        32,
+        100,
+        "sinks inside the window, half behind it, apart from it",
+        extent=100,
+        sinks=20,
+    ),
+    AttentionCase(
+        (1, 3),
+        (290, 9000),
+        2,
+        1,
+        16,
+        200,
+        "sinks of two leaves, groups without a leaf between; the bank reaches behind the window",
+        kind="pages",
+        extent=250,
+        log_floor=50,
+        sinks=140,
     ),
     AttentionCase(
         (3,), (9_000,), 32, 8, 128, 512, "a tick of interaction-small, sliding layer", extent=512
@@ -289,13 +318,18 @@ def make_inputs(
         log_floor=case.log_floor or None,
         log_alpha=0.1 if case.log_floor else 0.0,
         rope_theta=case.rope_theta or None,
+        num_sink_tokens=case.sinks,
     )
 
-    state = empty_kv(draw, num_slots, case.kind, case.window, case.max_rows, case.Hkv, case.D)
+    state = empty_kv(
+        draw, num_slots, case.kind, case.window, case.max_rows, case.Hkv, case.D, case.sinks
+    )
     for view in () if draw.meta else (state.k, state.v):
         for slot, (start, count) in enumerate(zip(case.starts, case.counts, strict=True)):
             end = start if case.append else start + count
-            past = torch.arange(max(0, start - case.window + 1), end, device=device)
+            lowest = max(0, start - case.window + 1)
+            past = torch.arange(min(case.sinks, lowest), device=device)
+            past = torch.cat((past, torch.arange(lowest, end, device=device)))
             view.write(torch.full_like(past, slot), past, draw.normal(len(past), case.Hkv, case.D))
     rows = RowBatch.build(range(len(case.counts)), case.counts, case.starts, device=device)
     return OpInputs(AttentionInputs(q, k_in, v_in, r), weights, state, rows)
@@ -309,6 +343,7 @@ def empty_kv(
     max_rows: int,
     num_kv_heads: int,
     head_dim: int,
+    num_sinks: int = 0,
 ) -> KVState:
     """Arenas that hold NaN, pages in random order; 8 bits where the draw is FP8."""
     import torch
@@ -325,6 +360,7 @@ def empty_kv(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         cursor="rows",
+        num_sink_tokens=num_sinks,
     )
     pages = specs[0].capacity // specs[0].page_size
     table = draw.uniform(num_slots * pages).argsort().view(num_slots, pages).to(torch.int32)
@@ -335,7 +371,9 @@ def empty_kv(
         data = torch.empty(*lead, *spec.shape, dtype=kept, device=draw.device)
         if not draw.meta:
             data.fill_(float("nan"))
-        return Ring(data) if kind == "ring" else Pages(data, table)
+        if kind == "ring":
+            return Ring(data, spec.pinned)
+        return Pages(data, table, spec.pinned)
 
     k, v = specs
     return KVState(arena(k), arena(v))

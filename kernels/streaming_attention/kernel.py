@@ -5,6 +5,10 @@ with GROUP query heads of one kv head (GROUP_PAD places, a power of two), BLOCK_
 places in all. The leaves of all segments, one segment after another, are numbered 0 to F - 1 and
 cut into ranges of `per`; a program works on one range for one kv head.
 
+The first SINKS keys of a line are seen behind the window, too. Numbered as a segment has them, its
+leaves are those of the sinks, 0 and on, and from `gap` further on those of the window; its groups
+likewise. A group of which it has no leaf would change no bits (see `merge.py`) and is left out.
+
 q_ptr, out_ptr [T, H, D], stride_q, stride_out between rows
 k_ptr, v_ptr   arenas, k_table_ptr, v_table_ptr their page tables (see device/kv.py)
 r_ptr          [T, H, REL], stride_r between rows
@@ -32,8 +36,34 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 HEAD: tl.constexpr = tl.constexpr(8)
 """int32 of a plan's head: F, per, segments, idle."""
 RECORD: tl.constexpr = tl.constexpr(8)
-"""int32 of a segment: number of its first leaf, that leaf, leaves, row, rows, position, arena slot,
-slot of its partials. Of an idle stretch of rows: row, rows."""
+"""int32 of a segment: number of its first leaf, gap, leaves, row, rows, position, arena slot, slot
+of its partials. Of an idle stretch of rows: row, rows."""
+
+
+@triton.jit
+def _spread(n, HEAD_END: tl.constexpr, gap):
+    """Which leaf of the stream a segment's n-th is; of groups alike."""
+    if HEAD_END == 0:
+        return n + gap
+    else:
+        return tl.where(n < HEAD_END, n, n + gap)
+
+
+@triton.jit
+def _packed(n, HEAD_END: tl.constexpr, gap):
+    """The inverse; of a leaf that the segment has not, the number of the next one that it has."""
+    if HEAD_END == 0:
+        return tl.maximum(n - gap, 0)
+    else:
+        return tl.minimum(n, tl.maximum(n - gap, HEAD_END))
+
+
+@triton.jit
+def _group_gap(gap, SINK_LEAVES: tl.constexpr, SINK_GROUPS: tl.constexpr):
+    if SINK_LEAVES == 0:
+        return gap // GROUP_LEAVES
+    else:
+        return tl.maximum((gap + SINK_LEAVES) // GROUP_LEAVES - SINK_GROUPS, 0)
 
 
 @triton.jit
@@ -50,6 +80,7 @@ def plan_step(
     RANGES,
     TILE: tl.constexpr,
     SEGMENTS: tl.constexpr,
+    SINKS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """plan_ptr: HEAD | segments [B * TILES, RECORD] | idle [B * TILES + 1, RECORD] | the first
@@ -58,6 +89,8 @@ def plan_step(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+    SINK_LEAVES: tl.constexpr = (SINKS + LEAF - 1) // LEAF
+    SINK_GROUPS: tl.constexpr = (SINK_LEAVES + GROUP_LEAVES - 1) // GROUP_LEAVES
     i = tl.arange(0, SEGMENTS)
     line = i // TILES
     inside = line < B
@@ -69,9 +102,11 @@ def plan_step(
     runs = (slot >= 0) & (rows > 0)
     idle = (slot < 0) & (rows > 0)
     position = tl.load(positions_ptr + start, mask=runs, other=0).to(tl.int32) + offset
-    first = tl.maximum(position - window + 1, 0) // LEAF
-    leaves = tl.where(runs, (position + rows - 1) // LEAF - first + 1, 0)
-    groups = tl.where(runs, (first + leaves - 1) // GROUP_LEAVES - first // GROUP_LEAVES + 1, 0)
+    gap = tl.maximum(tl.maximum(position - window + 1, 0) // LEAF - SINK_LEAVES, 0)
+    last = (position + rows - 1) // LEAF
+    leaves = tl.where(runs, last - gap + 1, 0)
+    group_gap = _group_gap(gap, SINK_LEAVES, SINK_GROUPS)
+    groups = tl.where(runs, _packed(last // GROUP_LEAVES, SINK_GROUPS, group_gap) + 1, 0)
     after = tl.cumsum(leaves)
     begin = after - leaves
     total = tl.sum(leaves)
@@ -80,7 +115,7 @@ def plan_step(
     count = runs.to(tl.int32)
     record = plan_ptr + HEAD + (tl.cumsum(count) - count) * RECORD
     tl.store(record, begin, mask=runs)
-    tl.store(record + 1, first, mask=runs)
+    tl.store(record + 1, gap, mask=runs)
     tl.store(record + 2, leaves, mask=runs)
     tl.store(record + 3, start + offset, mask=runs)
     tl.store(record + 4, rows, mask=runs)
@@ -323,7 +358,7 @@ def _merge_segment(
     out_ptr,
     stride_out,
     begin,
-    first,
+    gap,
     leaves,
     row,
     rows,
@@ -338,18 +373,22 @@ def _merge_segment(
     GROUP_PAD: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     MERGE_Q: tl.constexpr,
+    SINK_LEAVES: tl.constexpr,
+    SINK_GROUPS: tl.constexpr,
     PREFIX: tl.constexpr,
 ):
     """The partials of a segment, folded within groups and over them as if one program had."""
     d = tl.arange(0, BLOCK_D)
     end = begin + leaves
-    first_group = first // GROUP_LEAVES
-    groups = (first + leaves - 1) // GROUP_LEAVES - first_group + 1
+    group_gap = _group_gap(gap, SINK_LEAVES, SINK_GROUPS)
+    last = _spread(leaves - 1, SINK_LEAVES, gap)
+    groups = _packed(last // GROUP_LEAVES, SINK_GROUPS, group_gap) + 1
     done = 0
     if PREFIX:
         # Groups that the segment's first range has finished: slot 0 holds them all.
         cut = tl.minimum((begin // per + 1) * per, end)
-        done = tl.where(cut < end, (first + cut - begin) // GROUP_LEAVES - first_group, 0)
+        next_group = _spread(cut - begin, SINK_LEAVES, gap) // GROUP_LEAVES
+        done = tl.where(cut < end, _packed(next_group, SINK_GROUPS, group_gap), 0)
     for at in tl.static_range(0, BLOCK_Q, MERGE_Q):
         n = at + tl.arange(0, MERGE_Q)
         valid = (n // GROUP_PAD < rows) & (n % GROUP_PAD < GROUP)
@@ -360,9 +399,9 @@ def _merge_segment(
             there = valid & (done > 0)
             top, total, acc = _get(parts_ptr, slot, head, HKV, D, BLOCK_Q, d, n, there)
         for g in range(done, groups):
-            lowest = (first_group + g) * GROUP_LEAVES - first + begin
-            leaf = tl.maximum(lowest, begin)
-            stop = tl.minimum(lowest + GROUP_LEAVES, end)
+            lowest = _spread(g, SINK_GROUPS, group_gap) * GROUP_LEAVES
+            leaf = begin + _packed(lowest, SINK_LEAVES, gap)
+            stop = tl.minimum(begin + _packed(lowest + GROUP_LEAVES, SINK_LEAVES, gap), end)
             cut = tl.minimum((leaf // per + 1) * per, stop)
             g_top, g_total, g_acc = _get(parts_ptr, slot + g, head, HKV, D, BLOCK_Q, d, n, valid)
             if cut < stop:
@@ -382,13 +421,13 @@ def _merge_segment(
 def _segment(segments_ptr, segment):
     record = segments_ptr + segment * RECORD
     begin = tl.load(record)
-    first = tl.load(record + 1)
+    gap = tl.load(record + 1)
     leaves = tl.load(record + 2)
     row = tl.load(record + 3)
     rows = tl.load(record + 4)
     position = tl.load(record + 5)
     slot = tl.load(record + 6)
-    return begin, first, leaves, row, rows, position, slot
+    return begin, gap, leaves, row, rows, position, slot
 
 
 @triton.jit
@@ -429,6 +468,7 @@ def attend(
     BLOCK_Q: tl.constexpr,
     MERGE_Q: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    SINKS: tl.constexpr,
     BIAS: tl.constexpr,
     TAU: tl.constexpr,
     PREFIX: tl.constexpr,
@@ -446,6 +486,8 @@ def attend(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     GROUP: tl.constexpr = H // HKV
+    SINK_LEAVES: tl.constexpr = (SINKS + LEAF - 1) // LEAF
+    SINK_GROUPS: tl.constexpr = (SINK_LEAVES + GROUP_LEAVES - 1) // GROUP_LEAVES
     index = tl.program_id(0) // HKV
     head = tl.program_id(0) % HKV
     segments_ptr = plan_ptr + HEAD
@@ -475,17 +517,22 @@ def attend(
 
     # A segment's numbers are carried, and loaded where it begins: were they loaded for every leaf,
     # the pipeliner would spend its stages on them instead of on keys and values.
-    begin, first, leaves, row, rows, position, arena_slot = _segment(segments_ptr, segment)
+    begin, gap, leaves, row, rows, position, arena_slot = _segment(segments_ptr, segment)
     for f in tl.range(start, stop, num_stages=STAGES):
         if f == begin + leaves:
             segment += 1
-            begin, first, leaves, row, rows, position, arena_slot = _segment(segments_ptr, segment)
-        leaf = first + f - begin
+            begin, gap, leaves, row, rows, position, arena_slot = _segment(segments_ptr, segment)
+        leaf = _spread(f - begin, SINK_LEAVES, gap)
         first_key = leaf * LEAF
 
-        # A key that no row of the tile sees may be a former tenant's: the nearest seen is read.
+        # A key that no row of the tile sees may be a former tenant's: one that is seen is read.
         lowest = tl.maximum(position - window + 1, 0) - first_key
-        seen = tl.minimum(tl.maximum(key, lowest), position + rows - 1 - first_key)
+        highest = position + rows - 1 - first_key
+        seen = tl.maximum(key, lowest)
+        if SINKS > 0:
+            seen = tl.where(key < SINKS - first_key, key, seen)
+            highest = tl.where(lowest < LEAF, highest, SINKS - first_key - 1)
+        seen = tl.minimum(seen, highest)
         k_at, v_at = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
         if f < stop:
             k_at = kv_row(arena_slot, first_key, k_table_ptr, capacity, pinned, PAGE_SIZE)
@@ -523,13 +570,16 @@ def attend(
                     BLOCK_Q,
                 )
         if TAU:
-            visible = tl.minimum(position + row_of_n + 1, window).to(tl.float32)
+            visible = tl.minimum(position + row_of_n + 1, window + SINKS).to(tl.float32)
             tau = 1.0 + log_alpha * tl.log(tl.maximum(visible / log_floor, 1.0))
             logits = logits * (tau * LOG2E)[None, :]
         else:
             logits = logits * LOG2E
         away = distance[:, None] + row_of_n[None, :]
-        logits = tl.where((away >= 0) & (away < window), logits, float("-inf"))
+        near = away < window
+        if SINKS > 0:
+            near = near | (key < SINKS - first_key)[:, None]
+        logits = tl.where((away >= 0) & near, logits, float("-inf"))
 
         l_top = tl.maximum(tl.max(logits, 0), NOTHING)
         shares = tl.exp2(logits - l_top[None, :])
@@ -540,11 +590,15 @@ def attend(
         segment_end = f == begin + leaves - 1
         range_end = f == stop - 1
         group_end = (leaf % GROUP_LEAVES == GROUP_LEAVES - 1) | segment_end
-        group_first = tl.maximum(leaf - leaf % GROUP_LEAVES, first) - first + begin
+        if SINKS > 0:
+            following = _spread(f - begin + 1, SINK_LEAVES, gap)
+            group_end = group_end | (following // GROUP_LEAVES > leaf // GROUP_LEAVES)
+        group_first = begin + _packed(leaf - leaf % GROUP_LEAVES, SINK_LEAVES, gap)
         single = group_first < start
         if group_end | range_end | single:
             slot = tl.load(segments_ptr + segment * RECORD + 7)
-            group = leaf // GROUP_LEAVES - first // GROUP_LEAVES
+            group_gap = _group_gap(gap, SINK_LEAVES, SINK_GROUPS)
+            group = _packed(leaf // GROUP_LEAVES, SINK_GROUPS, group_gap)
             valid = is_head & (row_of_n < rows)
             whole = False
             if PREFIX:
@@ -594,7 +648,7 @@ def attend(
         for s in range(first_segment, segment + 1):
             record = segments_ptr + s * RECORD
             begin = tl.load(record)
-            first = tl.load(record + 1)
+            gap = tl.load(record + 1)
             leaves = tl.load(record + 2)
             end = begin + leaves
             mine = True
@@ -611,7 +665,7 @@ def attend(
                         out_ptr,
                         stride_out,
                         begin,
-                        first,
+                        gap,
                         leaves,
                         tl.load(record + 3),
                         tl.load(record + 4),
@@ -626,6 +680,8 @@ def attend(
                         GROUP_PAD,
                         BLOCK_Q,
                         MERGE_Q,
+                        SINK_LEAVES,
+                        SINK_GROUPS,
                         PREFIX,
                     )
                     tl.store(count, 0)

@@ -56,6 +56,7 @@ def sizes_of(
     window: int,
     block_q: int,
     programs: int,
+    num_sinks: int = 0,
 ) -> Sizes:
     """For `programs` that are resident at once. Pure.
 
@@ -66,16 +67,18 @@ def sizes_of(
     tiles = -(-line_bound // tile)
     segments = num_lines * tiles
     leaves = (window + tile - 2) // LEAF + 2
-    groups = (leaves - 1) // GROUP_LEAVES + 2
+    sink_leaves = -(-num_sinks // LEAF)
+    groups = (leaves - 1) // GROUP_LEAVES + 2 + -(-sink_leaves // GROUP_LEAVES)
+    leaves += sink_leaves
     ranges = max(1, min(programs // num_kv_heads, segments * leaves))
     singles = segments * groups
     slots = singles + (GROUP_LEAVES - 1) * ranges
     return Sizes(tile, tiles, segments, ranges, singles, slots)
 
 
-def _plan(rows: RowBatch, sizes: Sizes, window: int) -> Tensor:
+def _plan(rows: RowBatch, sizes: Sizes, window: int, num_sinks: int) -> Tensor:
     """The plan of a step, shared by its layers of one shape."""
-    key = ("streaming_attention", "plan", sizes, window)
+    key = ("streaming_attention", "plan", sizes, window, num_sinks)
     if key not in rows.derived:
         plan = torch.empty(sizes.plan, dtype=torch.int32, device=rows.positions.device)
         launch(
@@ -93,6 +96,7 @@ def _plan(rows: RowBatch, sizes: Sizes, window: int) -> Tensor:
             sizes.ranges,
             TILE=sizes.tile,
             SEGMENTS=triton.next_power_of_2(max(sizes.segments, 1)),
+            SINKS=num_sinks,
             pdl=True,
             num_warps=4,
         )
@@ -211,8 +215,9 @@ def streaming_attention_kernel(
         weights.window,
         config["BLOCK_Q"],
         programs,
+        weights.num_sink_tokens,
     )
-    plan = _plan(rows, sizes, weights.window)
+    plan = _plan(rows, sizes, weights.window, weights.num_sink_tokens)
     q = _append(x, weights.rope_theta, k, v, rows)
     tile_rows = min(sizes.tile, triton.next_power_of_2(max(rows.line_bound, 1)))
     block_d = triton.next_power_of_2(head_dim)
@@ -238,7 +243,7 @@ def streaming_attention_kernel(
         weights.log_alpha,
         float(weights.log_floor or 1),
         weights.window,
-        bank.shape[1],
+        min(bank.shape[1], weights.window),
         k.capacity,
         k.pinned,
         _row_stride("q", q),
@@ -258,6 +263,7 @@ def streaming_attention_kernel(
         TILE_ROWS=tile_rows,
         MERGE_Q=min(8, tile_rows * group_pad),
         PAGE_SIZE=k.page_size,
+        SINKS=weights.num_sink_tokens,
         BIAS=bias,
         TAU=weights.log_floor is not None,
         pdl=True,

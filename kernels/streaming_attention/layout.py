@@ -2,7 +2,8 @@
 
 Queries of a line are numbered row by row, inside a row by their place in the group of query heads
 that share a kv head, and cut into tiles of 8. Keys are cut into leaves of 128, left-aligned to
-absolute position. A pair is a tile and a leaf of the same line that holds a key visible to it.
+absolute position. A pair is a tile and a leaf of the same line that holds a key visible to it,
+in the window or as a sink: one of the first keys, that stay visible behind the window.
 Tiles are worked on a part at a time, so that what a part touches stays in the cache; the leaves of
 a line are gathered once, however many of its tiles see them.
 
@@ -12,6 +13,9 @@ the last query, which does no harm). Tile 0 sees positions 189 to 703 in leaves 
 193 to 704 in leaves 1 to 5, all in one group of 8. So 5 leaves are gathered for 10 pairs, in two
 runs (pairs 0 to 4 are tile 0 with gathered leaves 0 to 4, pairs 5 to 9 tile 1 with the same), and
 their partials go to cells 1 to 5 and 9 to 13 of 2 tiles x 1 group x 8 cells.
+
+The same with 4 sinks, from position 9000: both tiles see leaf 0 and leaves 66 to 70, of groups 0
+and 8. Groups without a leaf have no cells: the partials of tile 0 go to cells 0 and 10 to 14 of 16.
 """
 
 from __future__ import annotations
@@ -37,16 +41,26 @@ PART_PAIRS = 160
 
 
 class _Tile(NamedTuple):
-    """Queries first_query and on of `line`, which see positions lowest to highest."""
+    """Queries first_query and on of `line`, which see positions lowest to highest.
+
+    near  the leaves of these; far  leaves of sinks that stand apart from them
+    """
 
     line: Line
     first_query: int
     lowest: int
     highest: int
+    far: range
+    near: range
 
     @property
-    def leaves(self) -> range:
-        return range(self.lowest // LEAF, self.highest // LEAF + 1)
+    def leaves(self) -> tuple[int, ...]:
+        return (*self.far, *self.near)
+
+    @property
+    def groups_between(self) -> int:
+        """Groups before those of `near` in which it sees no leaf."""
+        return max(self.near.start // GROUP_LEAVES - -(-len(self.far) // GROUP_LEAVES), 0)
 
 
 class Run(NamedTuple):
@@ -63,7 +77,7 @@ class Leaves:
 
     slot  [L] int64, index [L] int64: which leaf of which stream
     rows  [L, Hkv, 128] int64: (key, kv head) in a leaf, head before key. A key that no query sees
-          may be a former tenant's: the nearest one seen stands for it
+          may be a former tenant's: one that is seen stands for it
     """
 
     slot: Tensor
@@ -95,13 +109,18 @@ class AttentionPart:
     cells: Tensor
 
 
-def _tiles(rows: RowBatch, window: int, group: int) -> Iterator[_Tile]:
+def _tiles(rows: RowBatch, window: int, num_sinks: int, group: int) -> Iterator[_Tile]:
+    sink_leaves = -(-num_sinks // LEAF)
     for line in rows.lines:
         num_queries = (line.stop - line.start) * group
         for first in range(0, num_queries, TILE_ROWS):
             last = min(first + TILE_ROWS, num_queries) - 1
             lowest = max(0, line.position + first // group - window + 1)
-            yield _Tile(line, first, lowest, line.position + last // group)
+            highest = line.position + last // group
+            apart = lowest // LEAF > sink_leaves
+            far = range(sink_leaves if apart else 0)
+            near = range(lowest // LEAF if apart else 0, highest // LEAF + 1)
+            yield _Tile(line, first, lowest, highest, far, near)
 
 
 def _column(values: list[int], device: torch.device) -> Tensor:
@@ -109,47 +128,59 @@ def _column(values: list[int], device: torch.device) -> Tensor:
 
 
 def _gather(
-    tiles: Iterable[_Tile], num_kv_heads: int, device: torch.device
-) -> tuple[Leaves, dict[Line, int]]:
-    """The leaves that tiles see, and by line the place of its leaf 0, were that gathered too."""
+    tiles: Iterable[_Tile], num_sinks: int, num_kv_heads: int, device: torch.device
+) -> tuple[Leaves, dict[Line, tuple[int, int]]]:
+    """The leaves that tiles see, and by line the place of its leaf 0, were that gathered too:
+    counted from its far leaves and from its near ones.
+    """
     slots: list[int] = []
     leaves: list[int] = []
     first_keys: list[int] = []
     last_keys: list[int] = []
-    places: dict[Line, int] = {}
+    places: dict[Line, tuple[int, int]] = {}
     for line, of_line in groupby(tiles, key=lambda tile: tile.line):
         mine = list(of_line)
-        seen = range(mine[0].leaves.start, mine[-1].leaves.stop)
-        places[line] = len(leaves) - seen.start
-        slots += [line.slot] * len(seen)
-        leaves += seen
-        first_keys += [max(0, mine[0].lowest - leaf * LEAF) for leaf in seen]
-        last_keys += [min(LEAF - 1, mine[-1].highest - leaf * LEAF) for leaf in seen]
+        far, near = mine[0].far, range(mine[0].near.start, mine[-1].near.stop)
+        lowest, highest = mine[0].lowest, mine[-1].highest
+        places[line] = len(leaves), len(leaves) + len(far) - near.start
+        for leaf in (*far, *near):
+            behind = lowest >= (leaf + 1) * LEAF
+            slots.append(line.slot)
+            leaves.append(leaf)
+            first_keys.append(max(0, lowest - leaf * LEAF))
+            last_keys.append(min(LEAF, (num_sinks if behind else highest + 1) - leaf * LEAF) - 1)
+    index = _column(leaves, device)
     first, last = _column(first_keys, device), _column(last_keys, device)
-    keys = torch.arange(LEAF, device=device).clamp(first[:, None, None], last[:, None, None])
+    every = torch.arange(LEAF, device=device)
+    keys = every.clamp(first[:, None, None], last[:, None, None])
+    if num_sinks:
+        is_sink = every < num_sinks - index[:, None, None] * LEAF
+        keys = torch.where(is_sink, every, keys).clamp_max(last[:, None, None])
     heads = torch.arange(num_kv_heads, device=device)[:, None]
-    rows = keys * num_kv_heads + heads
-    return Leaves(_column(slots, device), _column(leaves, device), rows), places
+    return Leaves(_column(slots, device), index, keys * num_kv_heads + heads), places
 
 
-def _runs(tiles: list[_Tile], places: dict[Line, int]) -> tuple[Run, ...]:
+def _runs(tiles: list[_Tile], places: dict[Line, tuple[int, int]]) -> tuple[Run, ...]:
     runs: list[Run] = []
     last = Run(0, -1, 0)
     for tile in tiles:
-        leaf, count = places[tile.line] + tile.leaves.start, len(tile.leaves)
-        if leaf == last.leaf + last.length:
-            last = last._replace(length=last.length + count)
-            runs[-1] = last
-        else:
-            last = Run(last.pair + last.length, leaf, count)
-            runs.append(last)
+        for place, seen in zip(places[tile.line], (tile.far, tile.near), strict=True):
+            leaf, count = place + seen.start, len(seen)
+            if not count:
+                continue
+            if leaf == last.leaf + last.length:
+                last = last._replace(length=last.length + count)
+                runs[-1] = last
+            else:
+                last = Run(last.pair + last.length, leaf, count)
+                runs.append(last)
     return tuple(runs)
 
 
 def _build(
     tiles: list[_Tile],
     leaves: Leaves,
-    places: dict[Line, int],
+    places: dict[Line, tuple[int, int]],
     num_kv_heads: int,
     group: int,
     device: torch.device,
@@ -159,14 +190,18 @@ def _build(
 
     pair_tile = column([i for i, tile in enumerate(tiles) for _ in tile.leaves])
     leaf_index = column([leaf for tile in tiles for leaf in tile.leaves])
-    groups = [tile.leaves.start // GROUP_LEAVES for tile in tiles]
-    last_groups = [(tile.leaves.stop - 1) // GROUP_LEAVES for tile in tiles]
-    num_groups = 1 + max(last - first for first, last in zip(groups, last_groups, strict=True))
+    skips = [tile.groups_between for tile in tiles]
+    last_groups = [(tile.near.stop - 1) // GROUP_LEAVES for tile in tiles]
+    num_groups = 1 + max(last - skip for last, skip in zip(last_groups, skips, strict=True))
     cells = column(
         [
-            (i * num_groups - g) * GROUP_LEAVES + leaf
-            for i, (g, tile) in enumerate(zip(groups, tiles, strict=True))
-            for leaf in tile.leaves
+            group * GROUP_LEAVES + leaf
+            for i, (skip, tile) in enumerate(zip(skips, tiles, strict=True))
+            for group, seen in (
+                (i * num_groups, tile.far),
+                (i * num_groups - skip, tile.near),
+            )
+            for leaf in seen
         ]
     )
 
@@ -192,13 +227,13 @@ def _build(
 
 
 def build_parts(
-    rows: RowBatch, window: int, num_kv_heads: int, group: int
+    rows: RowBatch, window: int, num_sinks: int, num_kv_heads: int, group: int
 ) -> tuple[AttentionPart, ...]:
     """The parts of the lines that run, `group` query heads to a kv head."""
     batches: list[list[list[_Tile]]] = []
     line: Line | None = None
     leaves = pairs = 0
-    for tile in _tiles(rows, window, group):
+    for tile in _tiles(rows, window, num_sinks, group):
         count = len(tile.leaves)
         pairs += count
         if tile.line is not line:
@@ -214,6 +249,6 @@ def build_parts(
     device = rows.positions.device
     built: list[AttentionPart] = []
     for parts in batches:
-        gathered, places = _gather(chain.from_iterable(parts), num_kv_heads, device)
+        gathered, places = _gather(chain.from_iterable(parts), num_sinks, num_kv_heads, device)
         built += [_build(p, gathered, places, num_kv_heads, group, device) for p in parts]
     return tuple(built)

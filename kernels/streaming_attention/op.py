@@ -44,6 +44,14 @@ def _check_inputs(x: AttentionInputs, weights: AttentionWeights, num_kv_heads: i
         raise ValueError(f"{OP}: a query sees itself, so window is 1 or more, got {weights.window}")
     if weights.log_floor is not None and weights.log_floor < 1:
         raise ValueError(f"{OP}: log_floor must be 1 or more, got {weights.log_floor}")
+    if weights.num_sink_tokens < 0:
+        raise ValueError(f"{OP}: num_sink_tokens is 0 or more, got {weights.num_sink_tokens}")
+    if weights.num_sink_tokens and weights.rope_theta is not None:
+        raise ValueError(
+            f"{OP}: rope turns keys by their position, sinks would need one in the cache; take "
+            f"num_sink_tokens 0 or no rope_theta, got {weights.num_sink_tokens} and "
+            f"{weights.rope_theta}"
+        )
     if (x.r is None) != (weights.rel_bank is None):
         have, lack = ("rel_bank", "r") if x.r is None else ("r", "rel_bank")
         raise ValueError(
@@ -55,22 +63,33 @@ def _check_inputs(x: AttentionInputs, weights: AttentionWeights, num_kv_heads: i
 
 
 def _check_arena(
-    name: str, arena: Ring | Pages, heads: tuple[int, ...], window: int, rows: RowBatch
+    name: str,
+    arena: Ring | Pages,
+    heads: tuple[int, ...],
+    weights: AttentionWeights,
+    rows: RowBatch,
 ) -> None:
     check_shape(OP, f"state.{name}", arena.data, ("S", "positions", *heads))
     whole = arena.page_size if isinstance(arena, Pages) else arena.capacity
     if whole % LEAF:
         raise ValueError(f"{OP}: state.{name} must hold whole leaves of {LEAF} keys, got {whole}")
+    pinned, window = arena.pinned, weights.window
+    if pinned % LEAF or pinned < weights.num_sink_tokens:
+        raise ValueError(
+            f"{OP}: state.{name} must pin whole leaves of {LEAF} keys for "
+            f"{weights.num_sink_tokens} sinks, got {pinned} pinned; build the arena for as many"
+        )
     if rows.on_host:
         longest = max((line.stop - line.start for line in rows.lines), default=0)
     elif rows.max_line_rows is None:
         return
     else:
         longest = rows.max_line_rows
-    if window + longest - 1 > arena.capacity:
+    turning = arena.capacity - pinned
+    if window + longest - 1 > turning:
         raise ValueError(
-            f"{OP}: a line brings {longest} rows, but state.{name} keeps {arena.capacity} "
-            f"positions, room for {arena.capacity - window + 1} beside a window of {window}; cut "
+            f"{OP}: a line brings {longest} rows, but state.{name} keeps {turning} "
+            f"positions, room for {turning - window + 1} beside a window of {window}; cut "
             f"the line or build the arena with a larger max_rows_per_tick"
         )
 
@@ -85,8 +104,9 @@ def streaming_attention(
 ) -> Tensor:
     """out[i, h] = sum over visible j of softmax_j(logit[i, j, h]) * v[j, g], where
     logit[i, j, h] = tau_i * (scale * q[i, h] . k[j, g] + (r[i, h] . rel_bank[:, i - j] if
-    i - j < extent else 0)), g = h // (H / Hkv), j is visible iff 0 <= i - j < window, and
-    tau_i = 1 + log_alpha * ln(max(1, min(i + 1, window) / log_floor)).
+    i - j < min(extent, window) else 0)), g = h // (H / Hkv), j <= i is visible iff i - j < window
+    or j < num_sink_tokens, and
+    tau_i = 1 + log_alpha * ln(max(1, min(i + 1, window + num_sink_tokens) / log_floor)).
 
     x       AttentionInputs: q [T, H, D], k and v [T, Hkv, D], r [T, H, d_rel] or None, any float
             dtype; i and j above are absolute positions in a row's own stream. k and v None: the
@@ -98,14 +118,22 @@ def streaming_attention(
     rows    what each row is; rows of lines that do not run come back as zeros
     out     [T, H, D], dtype of q; allocated when None. Softmax and sums are fp32
 
+    Sinks: the first num_sink_tokens keys of a stream stay visible behind the window, beside its
+    keys, and tau counts them. There they have no bias: their place in the cache is behind the
+    window for every query, as StreamingLLM counts it (arXiv 2309.17453), and so is their distance.
+    With rope a sink would have to be turned to its place in the cache for each query; that is not
+    done, and the two are refused together. A learned logit beside the keys' is not meant.
+
     Bits: leaves of 128 keys, left-aligned to absolute position, each met by tiles of 8 queries;
     partials (maximum, sum, values) merge in groups of 8 leaves, groups merge from left to right. A
     row's bits depend neither on its batch nor on how its stream was cut, as long as the line's own
-    keys and values are finite.
+    keys and values are finite. Leaves that a row does not see, also those between sinks and
+    window, change nothing.
 
     Source: spec/inkling.md 1.2, spec/interaction.md 1 (visible keys), spec/moshi-mimi.md 3.1
-    (rope). Raises ValueError on shapes, on a bias with only one of its two parts, and on a line
-    with more rows than the arenas keep beside the window.
+    (rope). Raises ValueError on shapes, on a bias with only one of its two parts, on sinks with
+    rope or in arenas that do not pin them, and on a line with more rows than the arenas keep beside
+    the window.
     """
     check_shape(OP, "q", x.q, ("T", "H", "D"))
     num_kv_heads = _num_kv_heads(x, state)
@@ -113,8 +141,8 @@ def streaming_attention(
     check_rows(OP, rows, x.q.shape[0])
     if state is not None:
         heads = (num_kv_heads, x.q.shape[2])
-        _check_arena("k", state.k, heads, weights.window, rows)
-        _check_arena("v", state.v, heads, weights.window, rows)
+        _check_arena("k", state.k, heads, weights, rows)
+        _check_arena("v", state.v, heads, weights, rows)
         run = pick(OP, x.q.device, streaming_attention_reference)
     else:
         run = streaming_attention_reference

@@ -42,6 +42,7 @@ class AttentionWeights:
     """The bank of the relative bias and the static numbers of one attention layer.
 
     window     keys a query sees, itself included
+    num_sink_tokens  first keys of a stream that stay visible behind the window
     scale      factor of q . k
     rel_bank   [d_rel, extent]: column d is for keys d positions back
     log_floor  visible keys up to which tau is 1; None: tau is always 1
@@ -55,6 +56,7 @@ class AttentionWeights:
     log_floor: int | None = None
     log_alpha: float = 0.0
     rope_theta: float | None = None
+    num_sink_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,20 @@ def kv_specs(
     head_dim: int,
     cursor: str,
     dtype: torch.dtype = torch.float32,
+    num_sink_tokens: int = 0,
 ) -> tuple[ArenaSpec, ArenaSpec]:
     """The arenas `{prefix}.k` and `{prefix}.v`; kind is "ring" or "pages" (of one leaf each).
+    Sinks are kept in whole leaves beside the window.
 
     Raises ValueError on another kind.
     """
     if kind not in ("ring", "pages"):
         raise ValueError(f"keys and values live in a 'ring' or in 'pages', got {kind!r}")
-    capacity = ring_capacity(window, max_rows_per_tick)
+    pinned = round_up(num_sink_tokens, LEAF)
+    capacity = pinned + ring_capacity(window, max_rows_per_tick)
     shape = (num_kv_heads, head_dim)
     k, v = (
-        ArenaSpec(f"{prefix}.{part}", kind, shape, capacity, cursor, dtype, page_size=LEAF)
+        ArenaSpec(f"{prefix}.{part}", kind, shape, capacity, cursor, dtype, pinned=pinned)
         for part in ("k", "v")
     )
     return k, v
@@ -95,12 +100,13 @@ def log_scale(positions: Tensor, weights: AttentionWeights) -> Tensor | None:
     """tau = 1 + alpha * ln(max(1, visible keys / floor)) by position, fp32; None where it is 1."""
     if weights.log_floor is None:
         return None
-    visible = (positions + 1).clamp_max(weights.window).double()
+    most = weights.window + weights.num_sink_tokens
+    visible = (positions + 1).clamp_max(most).double()
     return (1 + weights.log_alpha * (visible / weights.log_floor).clamp_min(1).log()).float()
 
 
 def _extent(weights: AttentionWeights) -> int:
-    """Distances that have a bias and are in the window."""
+    """Distances that have a bias: none is behind the window."""
     return 0 if weights.rel_bank is None else min(weights.rel_bank.shape[1], weights.window)
 
 
@@ -149,14 +155,15 @@ def core(
     grouped = queries.reshape(*by_kv_head, head_dim)
     logits = (grouped @ keys.transpose(-2, -1)).reshape(*queries.shape[:-1], length)
     if r is not None and weights.rel_bank is not None:
-        bank = _wide(weights.rel_bank)[:, :length]
+        bank = _wide(weights.rel_bank)[:, : min(_extent(weights), length)]
         logits = logits + _by_key(_wide(r).transpose(-3, -2) @ bank)
     tau = log_scale(positions, weights)
     if tau is not None:
         logits = logits * tau[..., None, :, None]
     index = torch.arange(length, device=q.device)
     distance = index[:, None] - index
-    hidden = (distance < 0) | (distance >= weights.window)
+    behind = (distance >= weights.window) & (index >= weights.num_sink_tokens)
+    hidden = (distance < 0) | behind
     shares = logits.masked_fill(hidden, float("-inf")).softmax(-1)
     mixed = (shares.reshape(*by_kv_head, length) @ values).reshape(queries.shape)
     return mixed.transpose(-3, -2).to(q.dtype)
@@ -173,7 +180,9 @@ class _Plan:
                kv head and query begin, or None
     bias_zeros zeros beyond the bank's
     border     [N * Hkv, 8, 128] fp32 of -inf, or None
-    ring_rows  `_leaf_rows` by ring capacity, filled when first needed
+    sinks      (pairs [n] int64, [n, 1, 8, 128] bool): keys seen as sinks behind the window; None
+               where there are none. The mask has them as seen, the biases do not
+    ring_rows  `_leaf_rows` by size of the ring, filled when first needed
     """
 
     part: AttentionPart
@@ -183,13 +192,31 @@ class _Plan:
     bias_start: Tensor | None
     bias_zeros: int
     border: Tensor | None
-    ring_rows: dict[int, Tensor]
+    sinks: tuple[Tensor, Tensor] | None
+    ring_rows: dict[tuple[int, int], Tensor]
 
 
 def _slices(values: Tensor, starts: Tensor) -> Tensor:
     """values [n], contiguous, starts [m] int64 -> [m, 128]: values[start : start + 128] of each."""
     windows = values.as_strided((values.shape[0] - LEAF + 1, LEAF), (1, 1))
     return windows.index_select(0, starts)
+
+
+def _sinks(
+    part: AttentionPart, weights: AttentionWeights, distance: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """distance [P, 8] of a pair's queries from the first key of its leaf -> `_Plan.sinks`."""
+    pairs = (part.leaf_index * LEAF < weights.num_sink_tokens).nonzero()[:, 0]
+    key = torch.arange(LEAF, device=distance.device)
+    is_sink = part.leaf_index[pairs, None] * LEAF + key < weights.num_sink_tokens
+    seen = (distance[pairs, :, None] - key >= weights.window) & is_sink[:, None]
+    return (pairs, seen[:, None]) if bool(seen.any()) else None
+
+
+def _show(sinks: tuple[Tensor, Tensor], bias: Tensor) -> None:
+    """Zero, in place, for the sinks that bias [P, Hkv or 1, 8, 128] hides with -inf."""
+    pairs, seen = sinks
+    bias.index_copy_(0, pairs, bias.index_select(0, pairs).masked_fill_(seen, 0.0))
 
 
 def _plan(part: AttentionPart, weights: AttentionWeights, num_kv_heads: int) -> _Plan:
@@ -207,19 +234,22 @@ def _plan(part: AttentionPart, weights: AttentionWeights, num_kv_heads: int) -> 
     left_out = weights.window - extent - zeros
     positions = part.positions.view(-1, TILE_ROWS).index_select(0, part.pair_tile)
     distance = positions - part.leaf_index[:, None] * LEAF
+    sinks = _sinks(part, weights, distance)
     distance = distance - (distance - (extent + LEAF - 1)).clamp(0, left_out)
     start = (LEAF + zeros + extent - 1 - distance).clamp(0, LEAF + zeros + extent)
     if weights.rel_bank is None:
         row = F.pad(torch.zeros(zeros, device=start.device), (LEAF, LEAF), value=float("-inf"))
         mask = _slices(row, start.view(-1)).view(-1, 1, TILE_ROWS, LEAF)
-        return _Plan(part, factor, tau, mask, None, 0, None, {})
+        if sinks is not None:
+            _show(sinks, mask)
+        return _Plan(part, factor, tau, mask, None, 0, None, sinks, {})
     places = num_kv_heads * TILE_ROWS
     place = torch.arange(places, device=start.device).view(num_kv_heads, TILE_ROWS)
     query = part.pair_tile[:, None, None] * places + place
     start = query * (zeros + extent + 2 * LEAF) + start[:, None]
     num_products = part.queries.shape[0] // TILE_ROWS
     border = torch.full((num_products, TILE_ROWS, LEAF), float("-inf"), device=start.device)
-    return _Plan(part, factor, tau, None, start.view(-1), zeros, border, {})
+    return _Plan(part, factor, tau, None, start.view(-1), zeros, border, sinks, {})
 
 
 def _plans(
@@ -227,33 +257,32 @@ def _plans(
 ) -> tuple[_Plan, ...]:
     extent = None if weights.rel_bank is None else _extent(weights)
     log = (weights.log_floor, weights.log_alpha)
-    key = ("streaming_attention", num_kv_heads, group, weights.window, weights.scale, extent, log)
+    seen = (weights.window, weights.num_sink_tokens)
+    key = ("streaming_attention", num_kv_heads, group, *seen, weights.scale, extent, log)
     if key not in rows.derived:
-        parts = build_parts(rows, weights.window, num_kv_heads, group)
+        parts = build_parts(rows, *seen, num_kv_heads, group)
         rows.derived[key] = tuple(_plan(part, weights, num_kv_heads) for part in parts)
     return rows.derived[key]  # type: ignore[no-any-return]
 
 
 def _leaf_rows(arena: Ring | Pages, leaves: Leaves) -> Tensor:
     """[L * Hkv * 128] int64: the (position, kv head) rows of the leaves, head before position."""
-    first = leaves.index * LEAF
-    if isinstance(arena, Ring):
-        starts = leaves.slot * arena.capacity + first % arena.capacity
-    else:
-        index = first // arena.page_size % arena.page_table.shape[1]
-        page = arena.page_table[leaves.slot, index].long()
-        starts = page * arena.page_size + first % arena.page_size
+    starts = arena.places(leaves.slot, leaves.index * LEAF)
     num_kv_heads = arena.data.shape[2]
     return ((starts * num_kv_heads)[:, None, None] + leaves.rows).view(-1)
+
+
+def _size(ring: Ring) -> tuple[int, int]:
+    return ring.capacity, ring.pinned
 
 
 def _kv_rows(state: KVState, plan: _Plan) -> tuple[Tensor, Tensor]:
     """`_leaf_rows` of k and of v. A ring's are kept for the step; a page table may change."""
     k, v, leaves = state.k, state.v, plan.part.leaves
-    if isinstance(k, Ring) and isinstance(v, Ring) and k.capacity == v.capacity:
-        if k.capacity not in plan.ring_rows:
-            plan.ring_rows[k.capacity] = _leaf_rows(k, leaves)
-        return plan.ring_rows[k.capacity], plan.ring_rows[k.capacity]
+    if isinstance(k, Ring) and isinstance(v, Ring) and _size(k) == _size(v):
+        if _size(k) not in plan.ring_rows:
+            plan.ring_rows[_size(k)] = _leaf_rows(k, leaves)
+        return plan.ring_rows[_size(k)], plan.ring_rows[_size(k)]
     k_rows = _leaf_rows(k, leaves)
     if isinstance(k, Pages) and isinstance(v, Pages) and k.page_table is v.page_table:
         return k_rows, k_rows
@@ -325,7 +354,10 @@ def _attend(
     if plan.mask is not None:
         logits += plan.mask
     elif r is not None:
-        logits += _bias(r, weights, plan).view(logits.shape)
+        bias = _bias(r, weights, plan).view(logits.shape)
+        if plan.sinks is not None:
+            _show(plan.sinks, bias)
+        logits += bias
 
     maxima = logits.amax(-1, keepdim=True).clamp_min_(NOTHING)
     shares = logits.sub_(maxima).exp_()

@@ -52,14 +52,15 @@ class Setup:
             num_kv_heads=self.Hkv,
             head_dim=self.D,
             cursor="rows",
+            num_sink_tokens=self.weights.num_sink_tokens,
         )
         if self.kind == "ring":
             shape = (num_slots, spec.capacity, *spec.shape)
-            return KVState(*(Ring(torch.full(shape, math.nan)) for _ in range(2)))
+            return KVState(*(Ring(torch.full(shape, math.nan), spec.pinned) for _ in range(2)))
         pages = spec.capacity // spec.page_size
         table = torch.randperm(num_slots * pages).view(num_slots, pages).int()
         shape = (num_slots * pages, spec.page_size, *spec.shape)
-        return KVState(*(Pages(torch.full(shape, math.nan), table) for _ in range(2)))
+        return KVState(*(Pages(torch.full(shape, math.nan), table, spec.pinned) for _ in range(2)))
 
     def sequence(self, length: int) -> AttentionInputs:
         bank = self.weights.rel_bank
@@ -84,6 +85,14 @@ SETUPS = {
     "ring with rope": Setup("ring", 2, 2, 64, AttentionWeights(250, 0.125, rope_theta=10_000.0)),
     "pages of more than a group": Setup(
         "pages", 6, 2, 16, AttentionWeights(1100, 0.25, bank(64), log_floor=100, log_alpha=0.2)
+    ),
+    "ring with sinks": Setup("ring", 4, 2, 32, AttentionWeights(200, 1 / 32, num_sink_tokens=5)),
+    "pages, sinks of two leaves": Setup(
+        "pages",
+        2,
+        1,
+        16,
+        AttentionWeights(150, 0.25, bank(180), log_floor=50, log_alpha=0.1, num_sink_tokens=140),
     ),
 }
 every_setup = pytest.mark.parametrize("name", SETUPS)
@@ -154,9 +163,11 @@ def naive_row(
     group = num_heads // keys[position].shape[0]
     tau = 1.0
     if weights.log_floor is not None:
-        visible = min(position + 1, weights.window)
+        visible = min(position + 1, weights.window + weights.num_sink_tokens)
         tau += weights.log_alpha * math.log(max(1.0, visible / weights.log_floor))
-    seen = range(max(0, position - weights.window + 1), position + 1)
+    lowest = max(0, position - weights.window + 1)
+    sinks = range(min(lowest, weights.num_sink_tokens))
+    seen = [*sinks, *range(lowest, position + 1)]
     out = torch.zeros(num_heads, q.shape[1], dtype=torch.float64)
     for h in range(num_heads):
         k = torch.stack([keys[j][h // group] for j in seen]).double()
@@ -165,7 +176,7 @@ def naive_row(
         if r is not None and weights.rel_bank is not None:
             table = weights.rel_bank.double()
             for n, j in enumerate(seen):
-                if position - j < table.shape[1]:
+                if position - j < min(table.shape[1], weights.window):
                     logit[n] += r[h].double() @ table[:, position - j]
         out[h] = (tau * logit).softmax(0) @ v
     return out
@@ -197,7 +208,8 @@ def test_every_case_matches_a_loop(case: AttentionCase) -> None:
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
         end = line.position + line.stop - line.start
-        for j in range(max(0, line.position - weights.window + 1), end):
+        lowest = max(0, line.position - weights.window + 1)
+        for j in (*range(min(lowest, weights.num_sink_tokens)), *range(lowest, end)):
             where = torch.tensor(line.slot), torch.tensor(j)
             keys[j], values[j] = state.k.read(*where), state.v.read(*where)
         for t in {line.start, (line.start + line.stop) // 2, line.stop - 1}:
@@ -371,7 +383,7 @@ def test_another_order_of_leaves_does_change_bits(monkeypatch: pytest.MonkeyPatc
 def test_dropping_any_term_fails_the_comparison(name: str) -> None:
     setup = SETUPS[name]
     w = setup.weights
-    length = w.window + 60
+    length = w.window + w.num_sink_tokens + 60
     x = setup.sequence(length)
     got = stream(x, w, even_cuts(length, 50), setup.state())[-2:]
     assert_close(got, naive(x, w, last=2), 1e-5)
@@ -386,10 +398,14 @@ def test_dropping_any_term_fails_the_comparison(name: str) -> None:
         wrong["bias clamped at its extent"] = replace(
             w, rel_bank=torch.cat((w.rel_bank, w.rel_bank[:, -1:].expand(-1, 2000)), 1)
         )
-        if w.rel_bank.shape[1] == w.window:
+        if w.rel_bank.shape[1] >= w.window:
             del wrong["bias clamped at its extent"]
     if w.log_floor is not None:
         wrong["no log scaling"] = replace(w, log_floor=None)
+    if w.num_sink_tokens:
+        wrong["no sinks"] = replace(w, num_sink_tokens=0)
+        wrong["one sink more"] = replace(w, num_sink_tokens=w.num_sink_tokens + 1)
+        wrong["one sink less"] = replace(w, num_sink_tokens=w.num_sink_tokens - 1)
     if w.rope_theta is not None:
         wrong["no rope"] = replace(w, rope_theta=None)
     for what, weights in wrong.items():
@@ -457,7 +473,7 @@ def test_half_precision_arenas_round_only_what_is_kept() -> None:
 
 
 def test_the_layout_of_the_worked_example() -> None:
-    (only,) = build_parts(RowBatch.build([3], [5], [700]), 512, 1, 2)
+    (only,) = build_parts(RowBatch.build([3], [5], [700]), 512, 0, 1, 2)
     assert only.leaf_index.tolist() == [1, 2, 3, 4, 5] * 2
     assert only.cells.tolist() == [1, 2, 3, 4, 5, 9, 10, 11, 12, 13]
     assert only.positions.flatten().tolist() == [700, 700, 701, 701, 702, 702, 703, 703] + [704] * 8
@@ -466,7 +482,7 @@ def test_the_layout_of_the_worked_example() -> None:
 
 def test_tiles_of_a_line_share_its_leaves_across_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = RowBatch.build([3], [5], [700])
-    (only,) = build_parts(rows, 512, 1, 2)
+    (only,) = build_parts(rows, 512, 0, 1, 2)
     assert only.leaves.index.tolist() == [1, 2, 3, 4, 5] and only.leaves.slot.tolist() == [3] * 5
     assert only.runs == ((0, 0, 5), (5, 0, 5))
     first_key, last_key = 700 - 511 - 128, 704 - 5 * 128
@@ -474,7 +490,7 @@ def test_tiles_of_a_line_share_its_leaves_across_parts(monkeypatch: pytest.Monke
     assert keys[0].tolist() == [max(key, first_key) for key in range(128)]
     assert keys[-1].tolist() == [min(key, last_key) for key in range(128)]
     monkeypatch.setattr(layout, "PART_PAIRS", 9)
-    one, two = build_parts(rows, 512, 1, 2)
+    one, two = build_parts(rows, 512, 0, 1, 2)
     assert one.leaves is two.leaves and one.runs == two.runs == ((0, 0, 5),)
 
 
