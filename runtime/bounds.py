@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 
 def upper95(events: int, trials: int) -> float:
@@ -24,6 +25,21 @@ def upper95(events: int, trials: int) -> float:
         else:
             high = middle
     return high
+
+
+@lru_cache(maxsize=4096)
+def quantile_rank(trials: int, q: float, confidence: float) -> int | None:
+    """Which of so many samples, the smallest being 1, is at least the q-quantile of what they were
+    drawn from, with that confidence. None when not even the largest is: at 95 %, 0.99 wants 299.
+
+    Raises ValueError unless q and confidence lie between 0 and 1.
+    """
+    if not (0 < q < 1 and 0 < confidence < 1):
+        raise ValueError(f"q and confidence must lie between 0 and 1, got {q} and {confidence}")
+    for rank in range(max(1, math.ceil(trials * q)), trials + 1):
+        if _at_most(rank - 1, trials, q) >= confidence:
+            return rank
+    return None
 
 
 def _at_most(events: int, trials: int, p: float) -> float:

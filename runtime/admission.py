@@ -1,0 +1,341 @@
+"""Whom there is time and memory for: a prediction of ticks, and the policy that asks it. No torch.
+
+A tick's work is known before it runs: how many sessions, how many rows, how full their windows. The
+cost formulas of a family turn that into a few amounts of work; what they take on this machine is
+fitted to ticks that were measured, by warm-up and ever since. Two steps: non-negative least squares
+over the amounts, and a rising map from what that says to what was measured at each number of
+sessions, which takes up what the formulas do not know (tiles, caches). Both rise with the work, so
+a tick of more sessions is never predicted to be shorter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microturn.runtime.bounds import quantile_rank
+from microturn.runtime.plan import TickPlan
+
+AGES = 16
+"""Steps in which the age of a window is told apart."""
+
+KEPT = 1000
+"""Ticks remembered for each number of sessions."""
+
+HORIZON_NS = 1800 * 10**9
+"""What was measured longer ago is forgotten: a machine that was disturbed recovers."""
+
+ENOUGH = 20
+"""Ticks at a number of sessions after which warm-up's are no longer asked about it."""
+
+PRIOR_TAIL = 1.25
+"""p99 over p50 until enough ticks were seen to know."""
+
+CONFIDENCE = 0.99
+"""That a predicted p99 is not below the true one."""
+
+NEVER = 1 << 63
+
+Array = NDArray[np.float64]
+
+
+class Load(NamedTuple):
+    """What decides how long a tick takes.
+
+    rows  of the append pass, all sessions together
+    age   how full the sessions' windows are on average, in `AGES` steps
+    """
+
+    sessions: int
+    rows: int
+    age: int = AGES
+
+
+Amounts = Callable[[Load], Sequence[float]]
+"""Amounts of work in a tick, none of which falls when the load rises."""
+
+
+def counted(load: Load) -> Sequence[float]:
+    """For a family that does not say what it costs: a tick, its sessions, rows and keys."""
+    return 1.0, load.sessions, load.rows, load.sessions * load.age
+
+
+class Ages:
+    """How full every slot's window is, followed from plan to plan."""
+
+    def __init__(self, window_rows: int, frames: int) -> None:
+        """window_rows: rows that fill the longest window; frames: output positions a tick."""
+        self._window = max(1, window_rows)
+        self._frames = frames
+        self._rows: dict[int, int] = {}
+
+    def load(self, plan: TickPlan) -> Load:
+        """Of a plan that is about to run."""
+        kept = [0 if row.reset else self._rows.get(row.slot, 0) for row in plan.rows]
+        filled = sum(min(rows, self._window) for rows in kept)
+        age = -(-AGES * filled // (self._window * max(1, len(kept))))
+        return Load(len(plan.rows), sum(row.num_rows for row in plan.rows), age)
+
+    def advance(self, plan: TickPlan) -> None:
+        """The plan ran."""
+        for row in plan.rows:
+            before = 0 if row.reset else self._rows.get(row.slot, 0)
+            made = self._frames - 1 if row.exec else 0
+            self._rows[row.slot] = before + row.num_rows + made
+
+
+class _Sample(NamedTuple):
+    at: int
+    load: Load
+    ns: int
+
+
+class _Level(NamedTuple):
+    """What was measured at one number of sessions: what the amounts say, the median, and by how
+    much the 99th percentile exceeds it, in ns.
+    """
+
+    fitted: float
+    median: float
+    excess: float
+    count: int
+
+
+class _Fit:
+    """An immutable prediction, made of samples."""
+
+    def __init__(self, amounts: Amounts, samples: dict[int, list[_Sample]]) -> None:
+        self._amounts = amounts
+        loads = sorted({sample.load for its in samples.values() for sample in its})
+        by_load: dict[Load, list[int]] = {load: [] for load in loads}
+        for its in samples.values():
+            for sample in its:
+                by_load[sample.load].append(sample.ns)
+        table = np.array([amounts(load) for load in loads], np.float64)
+        took = np.array([float(np.median(by_load[load])) for load in loads])
+        weights = np.array([min(len(by_load[load]), ENOUGH) for load in loads], np.float64)
+        self._rates = _rates(table, took, weights)
+        fitted = dict(zip(loads, (table @ self._rates).tolist(), strict=True))
+        self._levels = self._rising(samples, fitted)
+
+    def p50(self, load: Load) -> float:
+        """ns."""
+        fitted = float(np.dot(self._amounts(load), self._rates))
+        known = list(self._levels.values())
+        first, last = known[0], known[-1]
+        if fitted <= first.fitted:
+            return fitted * first.median / first.fitted
+        if fitted >= last.fitted:
+            return fitted * last.median / last.fitted
+        return float(np.interp(fitted, [n.fitted for n in known], [n.median for n in known]))
+
+    def p99(self, load: Load) -> float:
+        """ns."""
+        middle = self.p50(load)
+        below = [n for n in self._levels if n <= load.sessions]
+        nearest = self._levels[max(below) if below else min(self._levels)]
+        excess = [self._levels[n].excess for n in below]
+        return middle + max([nearest.excess * middle / nearest.median, *excess])
+
+    def _rising(
+        self, samples: dict[int, list[_Sample]], fitted: dict[Load, float]
+    ) -> dict[int, _Level]:
+        """Medians by number of sessions, in the order of what the amounts say, rising with it."""
+        raw = []
+        for sessions, its in samples.items():
+            said = np.array([fitted[sample.load] for sample in its])
+            ratios = np.array([sample.ns for sample in its]) / said
+            middle = float(np.median(said))
+            raw.append((middle, middle * float(np.median(ratios)), sessions, len(its)))
+        raw.sort()
+        rising = _isotonic([median for _, median, _, _ in raw], [n for *_, n in raw])
+        levels = {}
+        for (said_here, _, sessions, count), median in zip(raw, rising, strict=True):
+            its = samples[sessions]
+            ratio = median / said_here
+            over = sorted(sample.ns / (ratio * fitted[sample.load]) for sample in its)
+            levels[sessions] = _Level(said_here, median, (_tail(over) - 1) * median, count)
+        return levels
+
+
+class TickPredictor:
+    """How long a tick takes, from the work in it and from ticks that were measured.
+
+    Probes and ticks come from one thread, questions from any.
+    """
+
+    def __init__(self, amounts: Amounts = counted, *, now: Callable[[], int]) -> None:
+        """amounts: see Amounts; now: ns on the clock that ages what was measured."""
+        self._amounts = lru_cache(maxsize=4096)(amounts)
+        self._now = now
+        self._lock = threading.Lock()
+        self._probes: dict[int, list[_Sample]] = {}
+        self._ticks: dict[int, deque[_Sample]] = {}
+        self._fit: _Fit | None = None
+        self._stale = False
+        self._oldest = NEVER
+
+    def probe(self, load: Load, ns: Sequence[int]) -> None:
+        """Warm-up ran ticks of that load; the slowest of several is put down to chance."""
+        kept = sorted(ns)[: max(1, len(ns) - 1)]
+        with self._lock:
+            its = self._probes.setdefault(load.sessions, [])
+            its += [_Sample(0, load, max(1, took)) for took in kept]
+            self._stale = True
+
+    def observe(self, load: Load, ns: int) -> None:
+        """A tick of a running clock took so long, from its beginning until its outputs were out."""
+        sample = _Sample(self._now(), load, max(1, ns))
+        with self._lock:
+            self._ticks.setdefault(load.sessions, deque(maxlen=KEPT)).append(sample)
+            self._stale = True
+
+    def p50(self, load: Load) -> float | None:
+        """ns; None as long as nothing was measured."""
+        fit = self._current()
+        return None if fit is None else fit.p50(load)
+
+    def p99(self, load: Load) -> float | None:
+        """ns that 99 of 100 such ticks do not exceed, with 99 % confidence once 459 ticks at that
+        number of sessions were seen; None as long as nothing was measured.
+        """
+        fit = self._current()
+        return None if fit is None else fit.p99(load)
+
+    def at_hand(self, load: Load) -> float | None:
+        """p99 as last worked out, for a caller who cannot wait."""
+        fit = self._fit or self._current()
+        return None if fit is None else fit.p99(load)
+
+    def _current(self) -> _Fit | None:
+        with self._lock:
+            oldest = self._now() - HORIZON_NS
+            if not self._stale and self._oldest >= oldest:
+                return self._fit
+            samples = {n: list(its) for n, its in self._probes.items()}
+            for n, its in self._ticks.items():
+                while its and its[0].at < oldest:
+                    its.popleft()
+                if len(its) >= ENOUGH:
+                    samples[n] = list(its)
+                elif its:
+                    samples[n] = samples.get(n, []) + list(its)
+            self._oldest = min((its[0].at for its in self._ticks.values() if its), default=NEVER)
+            self._stale = False
+        # Outside the lock: the clock thread does not wait for arithmetic.
+        self._fit = _Fit(self._amounts, samples) if samples else None
+        return self._fit
+
+
+class Refusal(NamedTuple):
+    """code: "slots", "time" or "memory"; detail: for people."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Lets a session in when there is time for it and memory.
+
+    A newcomer counts with its window full, beside the others with theirs: it may stay for hours.
+    What it brings to read counts too, as far as one tick takes it. The first session is let in
+    unless half of its ticks would be late: with nobody there nothing new could be measured.
+
+    period_ns, margin_ns  the predicted p99 and the margin must fit the period
+    rows, max_rows  a session brings to an ordinary tick, and at most
+    session_bytes   beside its slot: queues when they are full
+    free_bytes      what the machine can still give
+    """
+
+    predictor: TickPredictor
+    period_ns: int
+    margin_ns: int
+    rows: int
+    max_rows: int
+    session_bytes: int
+    free_bytes: Callable[[], int]
+
+    def refusal(self, sessions: int, waiting_rows: int) -> Refusal | None:
+        """Whether one more may join so many sessions, with so many rows of context to read."""
+        load = self.load(sessions + 1, waiting_rows)
+        ns = self.predictor.p99(load) if sessions else self.predictor.p50(load)
+        if ns is not None and ns + self.margin_ns > self.period_ns:
+            ticks = "99 of 100 ticks" if sessions else "half of the ticks"
+            return Refusal(
+                "time",
+                f"{ticks} with {load.sessions} sessions are predicted to take {ns / 1e6:.1f} ms or "
+                f"less, which with a margin of {self.margin_ns / 1e6:g} ms is more than a tick of "
+                f"{self.period_ns / 1e6:g} ms has",
+            )
+        free = self.free_bytes()
+        if free < self.session_bytes:
+            return Refusal(
+                "memory",
+                f"the queues of a session may grow to {self.session_bytes / 1e6:.1f} MB, this "
+                f"machine has {free / 1e6:.1f} MB left",
+            )
+        return None
+
+    def load(self, sessions: int, waiting_rows: int = 0) -> Load:
+        """So many sessions at full windows, one of them with context to read."""
+        brought = min(self.max_rows, self.rows + waiting_rows)
+        return Load(sessions, self.rows * (sessions - 1) + brought)
+
+    def most(self, up_to: int) -> int:
+        """The largest number of ordinary sessions that fit the period, none measured: `up_to`."""
+        for sessions in range(1, up_to + 1):
+            ns = self.predictor.p99(self.load(sessions))
+            if ns is not None and ns + self.margin_ns > self.period_ns:
+                return sessions - 1
+        return up_to
+
+
+def _rates(table: Array, took: Array, weights: Array) -> Array:
+    """x >= 0 that makes table @ x nearest to `took`, in relative terms: there are so few amounts
+    that every subset of them is tried, and the best without a negative share is the answer. A ridge
+    shares between amounts that rise together.
+    """
+    scale = np.maximum(table.max(0), 1e-300)
+    rows = table / scale / took[:, None]
+    gram = rows.T @ (rows * weights[:, None])
+    gram += np.eye(len(scale)) * 1e-6 * float(np.trace(gram))
+    goal = rows.T @ weights
+    best, least = np.zeros(len(scale)), 0.0
+    for size in range(1, len(scale) + 1):
+        for chosen in map(list, combinations(range(len(scale)), size)):
+            x = np.linalg.solve(gram[np.ix_(chosen, chosen)], goal[chosen])
+            loss = -float(goal[chosen] @ x)  # at the minimum, less a constant
+            if x.min() >= 0 and loss < least:
+                best, least = np.zeros(len(scale)), loss
+                best[chosen] = x
+    found: Array = best / scale
+    return found
+
+
+def _isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The non-decreasing series nearest to `values`: pool adjacent violators."""
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, weights, strict=True):
+        pools.append((value, float(weight), 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, wa, na), (b, wb, nb) = pools[-2:]
+            pools[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
+    return [value for value, _, count in pools for _ in range(count)]
+
+
+def _tail(ratios: Sequence[float]) -> float:
+    """p99 over p50, from sorted ratios: its upper bound where there are enough of them."""
+    rank = quantile_rank(len(ratios), 0.99, CONFIDENCE)
+    if rank is not None:
+        return max(1.0, ratios[rank - 1])
+    few = len(ratios) < ENOUGH
+    return PRIOR_TAIL if few else max(PRIOR_TAIL, ratios[-1])
