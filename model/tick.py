@@ -116,8 +116,8 @@ def _outputs(size: TickSize, shape: TickShape) -> dict[str, _Field]:
     frames, books = shape.frames, shape.num_codebooks
     return {
         "ok": _Field(torch.bool, (size.lines,)),
-        "text_ids": _Field(torch.int64, (size.speaking, frames)),
-        "codes": _Field(torch.int64, (size.speaking, frames, books)),
+        "text_ids": _Field(torch.int64, (frames, size.speaking)),
+        "codes": _Field(torch.int64, (frames, size.speaking, books)),
         "audio": _Field(torch.float32, (size.lines, shape.output_samples)),
     }
 
@@ -244,7 +244,7 @@ class TickInputs:
 
 @dataclass(frozen=True)
 class TickOutputs:
-    """ok [B] bool, text_ids [E, F] int64, codes [E, F, Q] int64, audio [B, output_samples] fp32."""
+    """ok [B] bool, text_ids [F, E] int64, codes [F, E, Q] int64, audio [B, output_samples] fp32."""
 
     size: TickSize
     ok: Tensor

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from microturn.model.tick import TickLine, TickSize
 from microturn.model.tick import TickOutputs as Buffers
 from microturn.runtime.engine import RowInput, RowOutput, TickOutputs
@@ -51,10 +53,17 @@ def share_out(rows: Sequence[RowPlan], made: Buffers) -> TickOutputs:
     """
     ok = made.ok.tolist()
     text_ids, codes, audio = made.text_ids.numpy(), made.codes.numpy(), made.audio.numpy()
-    silent = RowOutput(True, text_ids[:0, 0].copy(), codes[:0, 0].copy(), audio[:0, 0].copy())
+    silent = RowOutput(
+        True,
+        np.empty(0, text_ids.dtype),
+        np.empty((0, codes.shape[2]), codes.dtype),
+        np.empty(0, audio.dtype),
+    )
     return TickOutputs(
         {
-            row.session_id: RowOutput(ok[b], text_ids[b].copy(), codes[b].copy(), audio[b].copy())
+            row.session_id: RowOutput(
+                ok[b], text_ids[:, b].copy(), codes[:, b].copy(), audio[b].copy()
+            )
             if row.exec
             else silent
             for b, row in enumerate(rows)

@@ -52,8 +52,6 @@ BENCH_CASES = (
     CommitLinesCase(1, 1, 2, 8, 2400, (), "one session"),
 )
 
-NARROW_LOADS: dict[str, str] = {}
-
 
 def make_inputs(
     case: CommitLinesCase,
@@ -91,8 +89,8 @@ def make_inputs(
         draw.integers(1, 1 << 33, (2, case.B)),
         peaks,
         finite,
-        draw.integers(0, 2000, (case.E, case.F)),
-        draw.integers(0, 2000, (case.E, case.F, case.Q)),
+        draw.integers(0, 2000, (case.F, case.E)),
+        draw.integers(0, 2000, (case.F, case.E, case.Q)),
         audio,
     )
     state = LineState(

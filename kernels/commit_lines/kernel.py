@@ -2,7 +2,7 @@
 
 slots_ptr     [B] int32, emits_ptr [B] uint8, after_ptr [2, B] int64
 peaks_ptr     [F, E] fp32, finite_ptr [F, E] uint8
-text_ptr      [E, F] int64, codes_ptr [E, F, Q] int64, audio_ptr [E, N] fp32
+text_ptr      [F, E] int64, codes_ptr [F, E, Q] int64, audio_ptr [E, N] fp32
 rows_ptr, frames_ptr, parity_ptr [S] int64; kept_ptr [2, S, 1 + Q] int64
 ok_ptr        [B] uint8, out_ptr [B, N] fp32: the results
 """
@@ -73,8 +73,8 @@ def commit_lines_one(
     other = 1 - tl.load(parity_ptr + slot, mask=turns, other=0)
     tl.store(parity_ptr + slot, other, mask=turns)
     base = kept_ptr + (other * S + slot) * (1 + Q)
-    text = tl.load(text_ptr + b * F + F - 1, mask=turns, other=0)
+    text = tl.load(text_ptr + (F - 1) * E + b, mask=turns, other=0)
     tl.store(base, text, mask=turns)
     q = tl.arange(0, BLOCK_Q)
-    codes = tl.load(codes_ptr + (b * F + F - 1) * Q + q, mask=(q < Q) & turns, other=0)
+    codes = tl.load(codes_ptr + ((F - 1) * E + b) * Q + q, mask=(q < Q) & turns, other=0)
     tl.store(base + 1 + q, codes, mask=(q < Q) & turns)

@@ -26,7 +26,7 @@ def commit_lines_kernel(
         if not getattr(x, name).is_contiguous():
             raise ValueError(f"commit_lines: {name} must be contiguous; call contiguous() on it")
     lines = x.slot_ids.shape[0]
-    speaking, frames, books = x.codes.shape
+    frames, speaking, books = x.codes.shape
     samples, device = x.audio.shape[1], x.audio.device
     made = out or Committed(
         torch.empty(lines, dtype=torch.bool, device=device),

@@ -36,12 +36,12 @@ def commit_lines(
     Source: DESIGN 4. Raises ValueError on shapes, TypeError on dtypes.
     """
     lines = x.slot_ids.shape[0]
-    speaking, frames, books = x.codes.shape
+    frames, speaking, books = x.codes.shape
     check_shape(OP, "emits", x.emits, (lines,))
     check_shape(OP, "after", x.after, (2, lines))
     check_shape(OP, "peaks", x.peaks, (frames, speaking))
     check_shape(OP, "finite", x.finite, (frames, speaking))
-    check_shape(OP, "text_ids", x.text_ids, (speaking, frames))
+    check_shape(OP, "text_ids", x.text_ids, (frames, speaking))
     check_shape(OP, "audio", x.audio, (speaking, "N"))
     check_shape(OP, "feedback", state.feedback.data, (2, "S", 1 + books))
     for name, dtype in (

@@ -18,7 +18,7 @@ class Said:
     after    [2, B] int64: rows and frames of a line that is committed
     peaks    [F, E] fp32: the largest magnitude among a position's text logits
     finite   [F, E] bool: whether every logit of a position's codes was
-    text_ids [E, F] int64, codes [E, F, Q] int64
+    text_ids [F, E] int64, codes [F, E, Q] int64
     audio    [E, N] fp32
     """
 
@@ -69,7 +69,7 @@ def commit_lines_reference(
             continue
         state.rows[slot], state.frames[slot] = x.after[0, b], x.after[1, b]
         if emits:
-            last = torch.cat((x.text_ids[b, -1:], x.codes[b, -1]))
+            last = torch.cat((x.text_ids[-1:, b], x.codes[-1, b]))
             parity[slot] = 1 - parity[slot]
             state.feedback.data[parity[slot], slot] = last
     if out is None:

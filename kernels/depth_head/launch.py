@@ -42,16 +42,22 @@ def depth_head_kernel(
     out: DepthOutputs | None = None,
 ) -> DepthOutputs:
     """See `depth_head`. Raises ValueError on a head width that is no power of two from 16 on."""
-    made, _ = with_logits(x, weights, rows)
-    if out is None:
+    direct = out is not None and out.codes.is_contiguous() and out.finite.is_contiguous()
+    made, _ = with_logits(x, weights, rows, out if direct else None)
+    if out is None or direct:
         return made
     return DepthOutputs(out.codes.copy_(made.codes), out.finite.copy_(made.finite))
 
 
 def with_logits(
-    x: DepthInputs, weights: DepthWeights, rows: RowBatch | None = None
+    x: DepthInputs,
+    weights: DepthWeights,
+    rows: RowBatch | None = None,
+    out: DepthOutputs | None = None,
 ) -> tuple[DepthOutputs, Tensor]:
-    """The frame, and the logits it was drawn from: [B, Q, V] fp32."""
+    """The frame, in `out` where that is given (contiguous), and the logits it was drawn from:
+    [B, Q, V] fp32.
+    """
     w, batch, device = weights, x.hidden.shape[0], x.hidden.device
     layers, books, size = w.down.shape[0], w.num_codebooks, w.codebook_size
     depth, gate = w.down.shape[2], w.down.shape[3]
@@ -68,7 +74,9 @@ def with_logits(
     def empty(*shape: int, dtype: torch.dtype = x.hidden.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    made = DepthOutputs(empty(batch, books, dtype=torch.int64), empty(batch, dtype=torch.bool))
+    made = out or DepthOutputs(
+        empty(batch, books, dtype=torch.int64), empty(batch, dtype=torch.bool)
+    )
     logits = empty(batch, books, size, dtype=torch.float32)
     if batch == 0:
         return made, logits

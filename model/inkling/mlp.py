@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from microturn.kernels.grouped_experts import ExpertInputs, ExpertWeights, grouped_experts
+from microturn.kernels.quantized import Quantized, Weight
 from microturn.kernels.router import RouterWeights, Routing, router
 from microturn.kernels.rows import RowBatch
 from microturn.model.inkling.config import TrunkConfig
@@ -37,13 +38,33 @@ class DenseMLP(nn.Module):
         """x [T, H], normed -> [T, H]."""
         hidden, width = self.w2.shape
         block = DENSE_BLOCK if width % DENSE_BLOCK == 0 else width
-        w13 = self.w13.view(-1, 2 * block, hidden)
-        w2 = self.w2.view(hidden, -1, block).transpose(0, 1)
+        w13, w2 = _rows_in_blocks(self.w13, 2 * block), _columns_in_blocks(self.w2, block)
         scale = self.global_scale.expand(x.shape[0], w13.shape[0])
         nobody = torch.empty(x.shape[0], 0, dtype=torch.int32, device=x.device)
         routing = Routing(nobody, scale[:, :0], scale)
         weights = ExpertWeights(w13[:0], w2[:0], w13, w2)
         return grouped_experts(ExpertInputs(x, routing), weights, None, rows)
+
+
+def _rows_in_blocks(weight: Weight, block: int) -> Weight:
+    """[n * block, K] as [n, block, K], a view."""
+    if isinstance(weight, Tensor):
+        return weight.view(-1, block, weight.shape[1])
+    values, scales = weight.values, weight.scales
+    return Quantized(
+        values.view(-1, block, values.shape[1]), scales.view(-1, block, scales.shape[1])
+    )
+
+
+def _columns_in_blocks(weight: Weight, block: int) -> Weight:
+    """[N, n * block] as [n, N, block], a view; 8 bits: block is whole blocks of scales, or all."""
+    if isinstance(weight, Tensor):
+        return weight.view(weight.shape[0], -1, block).transpose(0, 1)
+    values, scales = weight.values, weight.scales
+    n, count = values.shape[0], values.shape[1] // block
+    return Quantized(
+        values.view(n, count, block).transpose(0, 1), scales.view(n, count, -1).transpose(0, 1)
+    )
 
 
 class ExpertsMLP(nn.Module):
@@ -64,6 +85,7 @@ class ExpertsMLP(nn.Module):
         self.w2 = nn.Parameter(torch.empty(experts, hidden, width))
         self.shared_w13 = nn.Parameter(torch.empty(shared, 2 * width, hidden))
         self.shared_w2 = nn.Parameter(torch.empty(shared, hidden, width))
+        self._kept: tuple[tuple[int, int], Tensor] | None = None
 
     def reset_parameters(self, generator: torch.Generator, output_gain: float) -> None:
         config = self.config
@@ -79,6 +101,18 @@ class ExpertsMLP(nn.Module):
             for w2 in (self.w2, self.shared_w2):
                 w2.normal_(0, down, generator=generator)
 
+    def _scale(self) -> Tensor:
+        """[1]: route_scale * global_scale. Outside autograd multiplied once, until it changes;
+        tensors made under inference_mode do not count their changes: load those before use.
+        """
+        scale, factor = self.global_scale, self.config.route_scale
+        if torch.is_grad_enabled():
+            return factor * scale
+        key = (scale.data_ptr(), -1 if scale.is_inference() else scale._version)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, factor * scale
+        return self._kept[1]
+
     def forward(self, x: Tensor, rows: RowBatch) -> Tensor:
         """x [T, H], normed -> [T, H]."""
         config = self.config
@@ -87,7 +121,7 @@ class ExpertsMLP(nn.Module):
             self.bias,
             config.top_k,
             config.num_shared_experts,
-            config.route_scale * self.global_scale,
+            self._scale(),
         )
         routing = router(x, gate, None, rows)
         weights = ExpertWeights(self.w13, self.w2, self.shared_w13, self.shared_w2)

@@ -95,5 +95,8 @@ class Trunk(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, H], as `forward` gives it -> [R, unpadded_vocab_size] fp32."""
         config = self.config
-        scaled = hidden / config.mup_multiplier
-        return linear(scaled, self.unembedding)[:, : config.unpadded_vocab_size].float()
+        scaled, out = hidden / config.mup_multiplier, None
+        if hidden.dtype != torch.float32 and not torch.is_grad_enabled():  # no rounding at the end
+            out = hidden.new_empty(len(hidden), config.vocab_size, dtype=torch.float32)
+        logits = linear(scaled, self.unembedding, out=out)
+        return logits[:, : config.unpadded_vocab_size].float()

@@ -111,7 +111,7 @@ class VisionTower(nn.Module):
         """
         check_shape("vision", "patches", patches, ("N", *self.config.patch))
         check_dtype("vision", "patches", patches, torch.int16)
-        return self.embed(self.normalize(patches))
+        return self.embed(self.normalize(patches).to(self.linears[0].dtype))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """pixels [N, frames, edge, edge, 3] fp32, normalised -> [N, H]."""

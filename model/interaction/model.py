@@ -6,6 +6,7 @@ No scheduling.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microturn.kernels.rms_norm import RMSNormWeights, rms_norm
@@ -57,10 +58,7 @@ class InteractionModel(nn.Module):
         embed_norm(embed(text id)) + RMSNorm(sum over q of the code embeddings).
         text_ids [R] int64, codes [R, Q] int64 -> [R, H].
         """
-        rows = self.code_table[codes + self.code_offsets]
-        total = rows[:, 0]
-        for q in range(1, rows.shape[1]):
-            total = total + rows[:, q]
+        total = F.embedding_bag(codes + self.code_offsets, self.code_table, mode="sum")
         norm = RMSNormWeights(self.code_norm, self.config.trunk.eps)
         return self.trunk.embed(text_ids) + rms_norm(total, norm)
 

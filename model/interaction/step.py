@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,9 +16,12 @@ from microturn.kernels.dmel import DMelWeights, dmel, dmel_spec, dmel_weights
 from microturn.kernels.open_lines import LineState, OpenedLines, Opening, open_lines
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.sampling import SamplingParams, sampling
+from microturn.model.cost import OpCall, TickWork
 from microturn.model.family import ArenaSet, TickShape
 from microturn.model.inkling.trunk import TrunkState
+from microturn.model.interaction.cost import tick_calls, window_rows
 from microturn.model.interaction.model import InteractionModel
+from microturn.model.interaction.placement import place
 from microturn.model.interaction.tokenizer import FileTokenizer
 from microturn.model.mimi.mimi import DecoderState
 from microturn.model.tick import TickInputs, TickOutputs, TickSize
@@ -69,10 +72,17 @@ class InteractionFamily:
         self._bound: _State | None = None
         self._kept: dict[tuple[int, int, torch.device], _Steady] = {}
 
-    def to(self, device: torch.device) -> InteractionFamily:
-        self.model.to(device)
+    def to(self, device: torch.device | str, weights: str = "fp32") -> InteractionFamily:
+        """Moves the weights, stored as fp32, bf16 or fp8 from then on: see `placement.place`."""
+        place(self.model, device, weights)
+        self._dmel = dmel_weights(device)
         self._bound = None
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes, and keeps keys, values and inputs of convolutions."""
+        return self.model.trunk.embedding.dtype
 
     def digest(self) -> str:
         """A hash of the weights, in hex."""
@@ -82,9 +92,19 @@ class InteractionFamily:
             sha.update(tensor.cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
 
+    @property
+    def window_rows(self) -> int:
+        """See CountsCost."""
+        return window_rows(self.config)
+
+    def calls(self, work: TickWork) -> Iterator[OpCall]:
+        """See CountsCost."""
+        return tick_calls(self.config, self.shape.frames, work)
+
     def arena_specs(self) -> Sequence[ArenaSpec]:
+        trunk = self.model.trunk.arena_specs("trunk")
         return (
-            *self.model.trunk.arena_specs("trunk"),
+            *(replace(spec, dtype=self.dtype) for spec in trunk),
             *self.model.codec.arena_specs("codec", self.shape.frames),
             dmel_spec("dmel", FRAMES),
             ArenaSpec(
@@ -132,19 +152,21 @@ class InteractionFamily:
         for j in range(frames if size.speaking else 0):
             positions = at.said[j] if j < frames - 1 else at.ends
             row = RowBatch(slots, steady.row_offsets, positions, emits, 1)
-            text, codes = outputs.text_ids[:, j], outputs.codes[:, j]
+            text, codes = outputs.text_ids[j], outputs.codes[j]
             # <start>, the last id, opens a session and is never said.
             logits = self.model.trunk.logits(hidden)[:, : self.config.start_id]
             torch.linalg.vector_norm(logits, torch.inf, -1, out=peaks[j])
             sampling(logits, _draws(inputs, "text", at.steps[j]), None, row, out=text)
-            asked = DepthInputs(hidden, text.contiguous(), _draws(inputs, "audio", at.steps[j]))
+            asked = DepthInputs(hidden, text, _draws(inputs, "audio", at.steps[j]))
             self.model.depth(asked, row, out=DepthOutputs(codes, finite[j]))
             if j < frames - 1:
                 x = self.model.embed_feedback(text, codes)
                 hidden = self.model.trunk(x, state.trunk, row)
         audio = hidden.new_empty(0, dtype=torch.float32)
         if size.speaking:
-            audio = self.model.codec(outputs.codes.flatten(0, 1), state.codec, heard)
+            audio = self.model.codec(
+                outputs.codes.transpose(0, 1).flatten(0, 1), state.codec, heard
+            )
         made = Said(
             inputs.slot_ids,
             inputs.emits,

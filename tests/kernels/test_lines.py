@@ -72,7 +72,7 @@ def test_a_line_that_is_not_finite_stays_where_it_was() -> None:
         turned = int(state.feedback.parity[slot]) != int(before.feedback.parity[slot])
         assert turned == (moved and bool(x.emits[b])), "parity turns where a line spoke"
         if turned:
-            last = [int(x.text_ids[b, -1]), *x.codes[b, -1].tolist()]
+            last = [int(x.text_ids[-1, b]), *x.codes[-1, b].tolist()]
             kept = state.feedback.data[state.feedback.parity[slot], slot]
             assert kept.tolist() == last
     assert float(made.audio.nan_to_num().abs().max()) <= 1

@@ -112,8 +112,9 @@ class Driver:
                 value.copy_(old)
         back = torch.tensor(order).argsort()
         silent = len(lines) - size.speaking
-        text_ids = torch.cat((made.text_ids, made.text_ids.new_zeros(silent, shape.frames)))
-        codes = torch.cat((made.codes, made.codes.new_zeros(silent, *made.codes.shape[1:])))
+        said, shown = made.text_ids.t(), made.codes.transpose(0, 1)
+        text_ids = torch.cat((said, said.new_zeros(silent, shape.frames)))
+        codes = torch.cat((shown, shown.new_zeros(silent, *shown.shape[1:])))
         return Made(made.ok[back], text_ids[back], codes[back], made.audio[back])
 
     def at(self, slot: int) -> tuple[int, int]:

@@ -145,8 +145,8 @@ class FakeFamily:
         total.write(torch.tensor([line.slot]), now[None])
         draw = float(now.sum()) * 1e4 + line.seed % 97 + line.heat * 31
         for j in range(self.shape.frames):
-            made.text_ids[b, j] = int(abs(draw) * (j + 1)) % 40
-            made.codes[b, j] = torch.tensor([int(abs(draw)) % 32, j])
+            made.text_ids[j, b] = int(abs(draw) * (j + 1)) % 40
+            made.codes[j, b] = torch.tensor([int(abs(draw)) % 32, j])
         phase = torch.arange(self.shape.output_samples) * 0.01
         made.audio[b] = torch.sin(phase * (1 + now[0]) + now[1]) * 0.5
         made.ok[b] = not bool((line.audio == float(POISON)).any())
