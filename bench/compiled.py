@@ -2,7 +2,8 @@
 
 Nothing is timed (us_p50 is null). Rows add to schema 1: launches (kernels of a call), kernels (each
 distinct one: name, grid, registers a thread, spilled, shared bytes a block, threads, blocks_per_sm,
-occupancy, wgmma, wide_loads, problems), ok (no problems).
+occupancy, wgmma, narrow: bytes a thread of each streamed pointer that is read narrower than 16,
+problems), ok (no problems).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NOTE = "compiled for sm_90, not run"
 def row(item: Item) -> Row:
     """One case's launches."""
     from microturn.kernels.compiled import inspect
-    from microturn.kernels.gate import launches_of, problems_of
+    from microturn.kernels.gate import launches_of, narrow_streams, problems_of
 
     subject = get(item.op)
     try:
@@ -46,7 +47,7 @@ def row(item: Item) -> Row:
             "blocks_per_sm": b.blocks_per_sm,
             "occupancy": b.occupancy,
             "wgmma": b.wgmma,
-            "wide_loads": b.wide_loads,
+            "narrow": narrow_streams(launch),
             "problems": list(problems_of(launch, b, getattr(subject, "narrow_loads", {}))),
         }
     found = list(kernels.values())
@@ -94,7 +95,7 @@ def lines(found: Sequence[Row]) -> list[dict[str, str]]:
                     "occupancy": f"{100 * kernel['occupancy']:.0f} %",
                     "blocks": str(kernel["blocks_per_sm"]),
                     "wgmma": "yes" if kernel["wgmma"] else "",
-                    "wide": "yes" if kernel["wide_loads"] else "",
+                    "narrow": ", ".join(f"{p} {n}" for p, n in kernel["narrow"].items()),
                     "problems": "; ".join(kernel["problems"]),
                 }
             )
@@ -115,5 +116,5 @@ COLUMNS = {
     "occupancy": "occupancy",
     "blocks": "blocks/SM",
     "wgmma": "wgmma",
-    "wide": "16-byte loads",
+    "narrow": "narrow loads",
 }

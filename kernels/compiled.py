@@ -98,14 +98,6 @@ class Binary:
         """Whether the warpgroup matrix instructions are used."""
         return any(name.startswith(("HGMMA", "QGMMA")) for name in self.instructions)
 
-    @property
-    def wide_loads(self) -> bool:
-        """Whether some global memory is loaded 16 bytes at a time, or by the copy engine."""
-        return any(
-            name.startswith("UTMALDG") or (name.startswith("LDG") and "128" in name)
-            for name in self.instructions
-        )
-
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _TELLING = re.compile(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,8 +18,12 @@ import torch
 
 from microturn.kernels.compiled import SHARED_LIMIT, Binary, compiling, inspect
 from microturn.kernels.launch import Launch
+from microturn.kernels.loads import WIDE, loads_of, parameters
 from microturn.kernels.registry import OPS, Case, Op, get
 from microturn.kernels.testing import DTYPES
+
+LEAST_STREAM = 1 << 16
+"""Bytes of the smallest tensor that counts as streamed."""
 
 
 class Row(NamedTuple):
@@ -46,7 +51,6 @@ class Row(NamedTuple):
             "blocks_per_sm": b.blocks_per_sm,
             "occupancy": b.occupancy,
             "wgmma": b.wgmma,
-            "wide_loads": b.wide_loads,
             "problems": list(self.problems),
         }
 
@@ -59,8 +63,12 @@ def launches_of(op: Op, case: Case, dtype: str) -> list[Launch]:
 
 
 def gate(op: Op) -> Iterator[Row]:
-    """Every distinct binary of an op's bench cases."""
+    """Every distinct binary of an op's bench cases.
+
+    Raises ValueError at the end where `Op.narrow_loads` excuses what needs no excuse.
+    """
     seen: set[str] = set()
+    needed: set[str] = set()
     for case in op.bench_cases:
         for dtype in op.dtypes:
             for launch in launches_of(op, case, dtype):
@@ -69,9 +77,13 @@ def gate(op: Op) -> Iterator[Row]:
                 seen.add(launch.compiled.hash)
                 binary = inspect(launch)
                 problems = tuple(problems_of(launch, binary, op.narrow_loads))
+                needed |= {_excuse(launch, pointer) for pointer in narrow_streams(launch)}
                 yield Row(op.name, case.id, dtype, launch.grid, binary, problems)
+    if idle := op.narrow_loads.keys() - needed:
+        raise ValueError(f"{op.name}: NARROW_LOADS names {', '.join(sorted(idle))} for nothing")
 
 
+_INTEGERS = ("!tt.ptr<i16", "!tt.ptr<i32", "!tt.ptr<i64")
 _DOT = re.compile(r"tt\.dot .*-> tensor<(\d+)x(\d+)xf32>")
 
 
@@ -84,8 +96,49 @@ def problems_of(launch: Launch, binary: Binary, narrow_loads: dict[str, str]) ->
     dots = [(int(m), int(n)) for m, n in _DOT.findall(launch.compiled.asm["ttir"])]
     if any(m >= 64 and n >= 16 for m, n in dots) and binary.threads >= 128 and not binary.wgmma:
         yield f"has dots of {dots} but no wgmma"
-    if not binary.wide_loads and launch.name not in narrow_loads:
-        yield "loads nothing 16 bytes at a time"
+    for pointer, width in narrow_streams(launch).items():
+        if _excuse(launch, pointer) not in narrow_loads:
+            size = launch.arguments.get(pointer)
+            much = "" if size is None else f", {size / 1e6:.3g} MB,"
+            yield f"reads {pointer}{much} {width} bytes at a time"
+
+
+def _excuse(launch: Launch, pointer: str) -> str:
+    """The name in `Op.narrow_loads` of a pointer that is read narrow."""
+    return f"{launch.name}.{pointer}"
+
+
+def narrow_streams(launch: Launch) -> dict[str, int]:
+    """The narrowest load, in bytes a thread, of each operand that a launch streams, where that is
+    less than 16.
+
+    Streamed is a tensor of 64 KiB or more that is at least a hundredth of all that the kernel loads
+    from. Integers are not: they say where to look, and kernels read a few of many. What is found by
+    addresses kept in memory is streamed where a tenth of the bytes in its loads come by narrow
+    ones: sizes are not known there, and a gain may be read beside matrices.
+    """
+    widths: dict[str, list[int]] = defaultdict(list)
+    for load in loads_of(launch.compiled):
+        for pointer in load.pointers:
+            widths[pointer].append(load.nbytes)
+    kinds = parameters(launch.compiled)
+    read = sum(
+        size
+        for name, size in launch.arguments.items()
+        if name in widths or kinds.get(name, "").startswith("!tt.tensordesc")
+    )
+    least = max(LEAST_STREAM, read // 100)
+
+    def streamed(pointer: str) -> bool:
+        if pointer.startswith("*"):
+            narrow = sum(width for width in widths[pointer] if width < WIDE)
+            return 10 * narrow >= sum(widths[pointer])
+        return (
+            not kinds[pointer].startswith(_INTEGERS) and launch.arguments.get(pointer, 0) >= least
+        )
+
+    narrowest = {pointer: min(found) for pointer, found in widths.items() if streamed(pointer)}
+    return {pointer: width for pointer, width in narrowest.items() if width < WIDE}
 
 
 def main(names: list[str]) -> int:

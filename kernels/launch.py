@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ class Launch(NamedTuple):
     """One kernel of an op.
 
     compiled: Triton's CompiledKernel of a dry launch, else None; nbytes: of the tensors it was
-    given, the whole of them; barriers: grid barriers it passes
+    given, the whole of them; barriers: grid barriers it passes; arguments: bytes of each of them, by
+    the names of its parameters
     """
 
     name: str
@@ -28,6 +30,7 @@ class Launch(NamedTuple):
     compiled: Any
     nbytes: int = 0
     barriers: int = 0
+    arguments: Mapping[str, int] = MappingProxyType({})
 
 
 _recorders: list[list[Launch]] = []
@@ -65,7 +68,8 @@ def launch(
     else:
         kernel[grid](*args, **options)
     for recorder in _recorders:
-        recorder.append(Launch(kernel.__name__, grid, compiled, _nbytes(args), barriers))
+        sizes = _arguments(kernel, args)
+        recorder.append(Launch(kernel.__name__, grid, compiled, _nbytes(args), barriers, sizes))
 
 
 def _nbytes(args: tuple[Any, ...]) -> int:
@@ -73,6 +77,12 @@ def _nbytes(args: tuple[Any, ...]) -> int:
     found = (getattr(a, "base", a) for a in args)
     tensors = {id(t): t for t in found if isinstance(t, Tensor)}
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _arguments(kernel: Any, args: tuple[Any, ...]) -> dict[str, int]:
+    """Bytes of each tensor among a kernel's arguments, or behind a descriptor, by its name."""
+    named = zip(kernel.arg_names, (getattr(a, "base", a) for a in args), strict=False)
+    return {name: a.numel() * a.element_size() for name, a in named if isinstance(a, Tensor)}
 
 
 @contextmanager

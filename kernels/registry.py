@@ -130,7 +130,7 @@ class Op:
 
     @property
     def narrow_loads(self) -> dict[str, str]:
-        """Kernels that need no 16-byte load, each with the reason."""
+        """What may be streamed by loads of less than 16 bytes, as "kernel.pointer", and why."""
         return getattr(self._part("cases"), "NARROW_LOADS", {})
 
     @property

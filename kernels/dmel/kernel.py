@@ -124,8 +124,8 @@ def dmel_rows(
         if HAS_STATE:
             if row == start + length - 1:
                 kept = uncommitted(state_ptr, home, state_copy, state_slot)
-                for first in tl.range(0, HOP, 256):
-                    n = first + tl.arange(0, 256)
+                for first in tl.range(0, HOP, 512):
+                    n = first + tl.arange(0, 512)
                     tl.store(kept + n, tl.load(x_row + n, mask=n < HOP), mask=n < HOP)
             has_before |= ~opens(home)
             past = committed(state_ptr, home, state_copy, state_slot)

@@ -64,11 +64,6 @@ CASES = (
 )
 
 DTYPES = ("bf16", "fp8")
-NARROW_LOADS = {
-    "list_pairs": "reads a few kilobytes of ids",
-    "count_pairs": "reads ids, four bytes each",
-    "place_spans": "reads ids, four bytes each",
-}
 _SMALL = "interaction-small, half its released expert width"
 BENCH_CASES = (
     *(

@@ -55,8 +55,6 @@ BENCH_CASES = (
     OpenLinesCase((3,), 4, 1, 2, 8, "one session"),
 )
 
-NARROW_LOADS = {"open_lines_one": "a few numbers a line"}
-
 
 def make_inputs(
     case: OpenLinesCase,

@@ -87,7 +87,9 @@ def unit_tiles(
         h = tl.arange(0, BLOCK_H)
         k = tl.arange(0, BLOCK_K)[None, :]
         # What lies past the end reads the last: no mask between the loads and 16 bytes each.
-        h_in = tl.minimum(h, H - 1)
+        h_in = h
+        if BLOCK_H != H:
+            h_in = tl.minimum(h, H - 1)
         w_row = inner_ptr + (h_in * WIDTH)[:, None]
         hidden = tl.zeros((BLOCK_H, BLOCK_T), tl.float32)
         for step in tl.range(0, (WIDTH + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):

@@ -50,7 +50,6 @@ CASES = (
 )
 
 DTYPES = ("fp32",)
-NARROW_LOADS: dict[str, str] = {}
 BENCH_CASES = (
     SamplingCase(1, 201024, 25, 70, "text of interaction-small"),
     SamplingCase(64, 201024, 25, 70, "text of 64 sessions"),

@@ -181,8 +181,8 @@ CASES = (
 
 DTYPES = ("bf16", "fp8")
 NARROW_LOADS = {
-    "plan_step": "reads a few integers a line",
-    "append_rows": "moves a row of one head a program, 2 or 4 values a thread",
+    "attend.k_ptr": "to be widened: keys of 8 bits come 8 bytes at a time",
+    "attend.parts_ptr": "partials of this launch, in the L2",
 }
 
 

@@ -41,9 +41,10 @@ def test_an_op_passes_the_gate(name: str, gate_rows: list[dict[str, Any]]) -> No
 def test_planted_faults_are_named() -> None:
     code, found, errors = compiled(str(PLANTED))
     assert code == 0, errors[-2000:]
-    sound, no_wgmma, spills, too_large, narrow = found
+    sound, no_wgmma, spills, too_large, narrow, one_narrow = found
     assert sound == []
     assert any("no wgmma" in problem for problem in no_wgmma)
     assert any("spills" in problem for problem in spills)
     assert any("shared memory" in problem for problem in too_large)
-    assert narrow == ["loads nothing 16 bytes at a time"]
+    assert narrow == ["reads x_ptr, 4.19 MB, 4 bytes at a time"]
+    assert one_narrow == ["reads y_ptr, 4.19 MB, 4 bytes at a time"]

@@ -28,10 +28,16 @@ def every_other(x_ptr, y_ptr):
     tl.store(y_ptr + at, tl.load(x_ptr + 2 * at))
 
 
-def found(kernel: Any, dtype: torch.dtype, **options: Any) -> list[str]:
-    x = torch.empty(1 << 20, dtype=dtype, device="meta")
+@triton.jit
+def one_wide(x_ptr, y_ptr, z_ptr):
+    at = tl.arange(0, 1024)
+    tl.store(z_ptr + at, tl.load(x_ptr + at) + tl.load(y_ptr + 2 * at))
+
+
+def found(kernel: Any, dtype: torch.dtype, streams: int = 1, **options: Any) -> list[str]:
+    inputs = [torch.empty(1 << 20, dtype=dtype, device="meta") for _ in range(streams)]
     with compiling() as launches:
-        launch(kernel, (1,), x, torch.empty(1 << 20, device="meta"), **options)
+        launch(kernel, (1,), *inputs, torch.empty(1 << 20, device="meta"), **options)
     return list(problems_of(launches[0], inspect(launches[0]), {}))
 
 
@@ -42,6 +48,7 @@ def main() -> None:
     print(json.dumps(found(product, torch.bfloat16, num_warps=1, M=256, N=256, K=32)))
     print(json.dumps(found(product, torch.bfloat16, num_warps=4, M=64, N=256, K=512)))
     print(json.dumps(found(every_other, torch.float32, num_warps=4)))
+    print(json.dumps(found(one_wide, torch.float32, 2, num_warps=4)))
 
 
 if __name__ == "__main__":
