@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from microturn.bench import cli_ops
+from microturn.bench.cli_interactivity import interactivity
 from microturn.bench.cli_ops import finish
 from microturn.runtime.cli.errors import OneLineErrors, usage_errors
 
@@ -20,6 +21,7 @@ SUITES = {
     "ops": "each op beside its peers, checked and timed: run, report, compile, predict",
     "tick": "whole ticks of the runtime: step times, slack, deadline misses",
     "loading": "a random release made on the spot: GB/s, peak memory while it loads",
+    "interactivity": "who says the right thing at the right time: the model, and a harness",
     "weights": "the error of weights stored as bf16 and fp8, on random layers",
 }
 
@@ -159,6 +161,7 @@ app.command()(cli_ops.run)
 app.command()(cli_ops.report)
 app.command("compile")(cli_ops.compile_)
 app.command()(cli_ops.predict)
+app.command()(interactivity)
 
 
 @app.command("list")

@@ -13,12 +13,12 @@ RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
-    """low and high enclose the mean with 95 % confidence; count scenes were seen."""
+    """low and high enclose the mean with 95 % confidence; `scenes` were seen."""
 
     mean: float
     low: float
     high: float
-    count: int
+    scenes: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -13,6 +13,7 @@ from numpy.random import Generator
 from microturn.bench.interactivity.speech import Utterance, Voice, say
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 SPLITS = ("train", "validation", "test")
 
@@ -55,7 +56,7 @@ class Split:
         own = {"train": wordings[:-2], "validation": wordings[-2:-1], "test": wordings[-1:]}
         return pick(rng, own[self.name])
 
-    def pair(self, rng: Generator, first: Sequence[T], second: Sequence[T]) -> tuple[T, T]:
+    def pair(self, rng: Generator, first: Sequence[T], second: Sequence[U]) -> tuple[T, U]:
         """A combination that no other split has: 7 of 10 are train's, 1 validation's, 2 test's."""
         allowed = [(a, b) for a in first for b in second if _split_of(a, b) == self.name]
         if not allowed:

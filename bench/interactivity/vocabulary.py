@@ -13,23 +13,27 @@ NUMBERS = _words(
 )
 """NUMBERS[n] is the word for n."""
 
-REMINDERS = _words("breathe stretch blink drink smile stand walk relax listen focus")
+REMINDERS = _words("breathe jump squat wave clap finish")
 COLOURS = {
     "red": (215, 40, 40),
-    "green": (40, 170, 60),
     "blue": (50, 80, 220),
     "yellow": (235, 210, 50),
-    "white": (240, 240, 240),
+    "orange": (240, 140, 30),
     "purple": (150, 60, 190),
 }
-REPLIES = _words("bell music water coffee apple river")
+REPLIES = _words("banana coffee music camera cat bird")
 """What the model answers to a cue."""
 
-MOTION_WORDS = _words("squats jumps waves raises kicks bends claps steps reaches swings")
+MOTION_WORDS = {"squats": "squat", "jumps": "jump", "waves": "wave", "claps": "clap"}
+"""What it calls a motion."""
+
 MARKS = ("start", "stop")
 
-SPOKEN: tuple[str, ...] = (*NUMBERS, *REMINDERS, *COLOURS, *REPLIES, *MOTION_WORDS, *MARKS)
-"""Every word of the model's voice."""
+SPOKEN = tuple(
+    dict.fromkeys((*NUMBERS[1:], *REMINDERS, *COLOURS, *REPLIES, *MOTION_WORDS.values(), *MARKS))
+)
+"""Every word that a task expects of the model. They were chosen by what the benchmark's recogniser
+makes of them in the model's voice."""
 
 CUES = _words("lemon paper window garden mirror doctor summer castle winter silver ticket planet")
 """What a listener can be told to listen for. The model never says these as an answer to a cue."""

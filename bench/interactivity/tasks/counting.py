@@ -6,7 +6,7 @@ somebody else, background speech; and a pause with its resumption.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from numpy.random import Generator
 
@@ -123,7 +123,7 @@ def _scene(
     take: Take,
     seconds: float,
     expected: tuple[Expected, ...],
-    facts: dict[str, object],
+    facts: Mapping[str, object],
 ) -> Scene:
     audio = take.record(seconds, room_of(condition, rng), rng)
     return Scene(name, task, split.name, audio, None, expected, take.heard, facts)

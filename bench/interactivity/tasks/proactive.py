@@ -10,7 +10,7 @@ from numpy.random import Generator
 from microturn.bench.interactivity.figures import MOTIONS, Colour, Performance, random_figure
 from microturn.bench.interactivity.scene import Expected, Film, Scene, Shot, Take, room_of
 from microturn.bench.interactivity.splits import Split, pick, spoken
-from microturn.bench.interactivity.vocabulary import COLOURS
+from microturn.bench.interactivity.vocabulary import COLOURS, MOTION_WORDS
 
 COLOUR_QUESTIONS = (
     "what colour is the figure",
@@ -49,10 +49,11 @@ def proactive(split: Split, rng: Generator, name: str, condition: str) -> Scene:
         figure = replace(figure, colour=_near(rng, COLOURS[answer]), background=(35, 35, 40))
         shots = (Shot(0.0, figure, present=False), Shot(shown, figure))
     else:
-        answer = pick(rng, tuple(MOTIONS))
+        called = pick(rng, tuple(MOTION_WORDS))
+        answer = MOTION_WORDS[called]
         period = float(rng.uniform(0.8, 1.6))
         scale = float(rng.uniform(0.8, 1.15))
-        motion = {joint: scale * by for joint, by in MOTIONS[answer].items()}
+        motion = {joint: scale * by for joint, by in MOTIONS[called].items()}
         ends = tuple(shown + period * (k + 1) for k in range(int(6 / period)))
         shots = (Shot(0.0, figure), Shot(shown, figure, Performance(motion, shown, ends)))
     room = room_of(condition, rng)

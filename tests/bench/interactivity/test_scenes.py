@@ -70,6 +70,12 @@ def test_splits_share_neither_voices_nor_pairs_nor_wordings() -> None:
         Split("dev")
 
 
+def test_the_voice_has_every_word_that_is_expected() -> None:
+    from microturn.bench.training.voice import WORDS
+
+    assert set(SPOKEN) <= set(WORDS)
+
+
 def test_every_voice_is_there() -> None:
     for variants in splits._VARIANTS.values():
         for variant in variants.split():

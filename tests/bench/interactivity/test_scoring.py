@@ -52,7 +52,7 @@ def test_time_and_cue_want_the_word_at_its_time_and_nothing_else() -> None:
     for wrong in (
         [(first, at + 0.31), *rest],
         [(first, at - 0.31), *rest],
-        [("river", at), *rest],
+        [("camera", at), *rest],
         rest,
         [*words, (first, at + 0.1)],
         [*words, ("one", scene.seconds - 0.1)],
@@ -165,6 +165,6 @@ def test_intervals_enclose_their_mean() -> None:
     every = estimate([1.0] * 300)
     assert every.high == pytest.approx(1) and every.low == pytest.approx(0.9873, abs=1e-3)
     mean = estimate([0.2, 0.4, 0.9, 0.5])
-    assert mean.low < mean.mean < mean.high and mean.count == 4
+    assert mean.low < mean.mean < mean.high and mean.scenes == 4
     with pytest.raises(ValueError, match="at least one"):
         estimate([])
