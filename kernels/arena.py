@@ -15,6 +15,7 @@ next tenant sees nothing of the last, not even its NaNs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,8 @@ class ArenaSpec:
     cursor    the counter whose committed value positions this state ("rows", "frames")
     page_size positions in a page (pages only)
     pinned    of the capacity, kept for the first positions and never recycled (ring, pages)
+    positions_per_cursor  positions written for each step of the cursor: 2 for the codec's 40 Hz
+              keys behind its 20 Hz frames
     """
 
     name: str
@@ -48,14 +51,22 @@ class ArenaSpec:
     dtype: torch.dtype = torch.float32
     page_size: int = LEAF
     pinned: int = 0
+    positions_per_cursor: int = 1
+
+    @property
+    def bytes_per_position(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def bytes_per_slot(self) -> int:
         copies = 2 if self.kind == "twice" else self.capacity
-        size = copies * self.dtype.itemsize
-        for n in self.shape:
-            size *= n
-        return size
+        return copies * self.bytes_per_position
+
+    def positions_kept(self, committed: int) -> int:
+        """Positions (of twice-kept state: copies, 0 or 1) a slot holds once its cursor has
+        committed so much: the first of them until the arena is full, then all of it.
+        """
+        return min(committed * self.positions_per_cursor, self.capacity)
 
 
 def ring_capacity(window: int, max_rows_per_tick: int, multiple: int = LEAF) -> int:

@@ -13,12 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microturn.model.family import Sampling as Sampling
+    from microturn.runtime.background import Answer as Answer
+    from microturn.runtime.background import DelegationRequest as DelegationRequest
+    from microturn.runtime.background import HttpBackground as HttpBackground
     from microturn.runtime.clock import Clock as Clock
     from microturn.runtime.clock import FastClock as FastClock
     from microturn.runtime.clock import RealClock as RealClock
     from microturn.runtime.clock import VirtualClock as VirtualClock
     from microturn.runtime.config import RuntimeConfig as RuntimeConfig
+    from microturn.runtime.conversation import Line as Line
+    from microturn.runtime.conversation import Source as Source
+    from microturn.runtime.delegation import DelegationEvent as DelegationEvent
+    from microturn.runtime.delegation import DelegationFailure as DelegationFailure
+    from microturn.runtime.delegation import DelegationKind as DelegationKind
     from microturn.runtime.errors import AudioError as AudioError
+    from microturn.runtime.errors import BackgroundError as BackgroundError
     from microturn.runtime.errors import CloseCode as CloseCode
     from microturn.runtime.errors import CloseReason as CloseReason
     from microturn.runtime.errors import ConfigError as ConfigError
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from microturn.runtime.errors import RuntimeClosed as RuntimeClosed
     from microturn.runtime.errors import RuntimeFull as RuntimeFull
     from microturn.runtime.errors import SessionClosed as SessionClosed
+    from microturn.runtime.errors import SnapshotError as SnapshotError
     from microturn.runtime.output import Output as Output
     from microturn.runtime.output import TextEvent as TextEvent
     from microturn.runtime.replayer import ReplayReport as ReplayReport
@@ -40,15 +50,20 @@ if TYPE_CHECKING:
     from microturn.runtime.runtime import Runtime as Runtime
     from microturn.runtime.session import Session as Session
     from microturn.runtime.session import SessionStats as SessionStats
+    from microturn.runtime.snapshot import SnapshotInfo as SnapshotInfo
 
     __version__: str
 
 _HOMES = {
     "model.family": ("Sampling",),
+    "runtime.background": ("Answer", "DelegationRequest", "HttpBackground"),
     "runtime.clock": ("Clock", "FastClock", "RealClock", "VirtualClock"),
     "runtime.config": ("RuntimeConfig",),
+    "runtime.conversation": ("Line", "Source"),
+    "runtime.delegation": ("DelegationEvent", "DelegationFailure", "DelegationKind"),
     "runtime.errors": (
         "AudioError",
+        "BackgroundError",
         "CloseCode",
         "CloseReason",
         "ConfigError",
@@ -61,11 +76,13 @@ _HOMES = {
         "RuntimeClosed",
         "RuntimeFull",
         "SessionClosed",
+        "SnapshotError",
     ),
     "runtime.output": ("Output", "TextEvent"),
     "runtime.replayer": ("ReplayReport", "dumped_sessions", "read_header", "replay"),
     "runtime.runtime": ("Runtime",),
     "runtime.session": ("Session", "SessionStats"),
+    "runtime.snapshot": ("SnapshotInfo",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

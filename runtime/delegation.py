@@ -163,18 +163,23 @@ class Delegations:
         self._started = False
         self._closed = False
 
-    def join(self, desk: Desk, state: DeskState | None = None) -> None:
-        """A session that ticks from now on; with a state, one that goes on from a snapshot."""
+    def join(self, desk: Desk) -> None:
+        """A session that ticks from now on."""
         self._desks[desk.session_id] = desk
         if desk.background is not None:
             self._start()
-        if state is None:
-            return
+
+    def resume(self, desk: Desk, state: DeskState) -> None:
+        """The session goes on from a snapshot."""
         with desk.lock:
             desk.count = state.count
             desk.events += state.events
             for name, offset_ms in state.pending:
                 self._ask(desk, name, offset_ms, desk.conversation.lines(offset_ms))
+
+    def desk(self, session_id: str) -> Desk:
+        """Raises KeyError for a session that is not open."""
+        return self._desks[session_id]
 
     def leave(self, session_id: str) -> None:
         """The session ended: nobody waits for its answers any more."""

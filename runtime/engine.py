@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,36 @@ class TickOutputs:
     """Outputs by session id, one for each row of the plan."""
 
     rows: Mapping[str, RowOutput]
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """All that a slot has committed, out of its arenas: what a snapshot holds of it.
+
+    layout   of the arenas, in order: the fields of each spec by name
+    cursors  committed positions
+    data     [n] uint8 by arena
+    """
+
+    layout: Sequence[Mapping[str, Any]]
+    cursors: Mapping[str, int]
+    data: Mapping[str, NDArray[np.uint8]]
+
+
+@runtime_checkable
+class SavesSlots(Protocol):
+    """An engine whose sessions can be snapshotted and restored."""
+
+    def save_slot(self, slot: int) -> SlotState:
+        """A copy on the host of what the slot has committed. Call between ticks."""
+        ...
+
+    def load_slot(self, slot: int, state: SlotState) -> None:
+        """The slot goes on from `state`. Call between ticks.
+
+        Raises ValueError when the state is not of these arenas; the slot is then as it was.
+        """
+        ...
 
 
 class Engine(Protocol):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from microturn.runtime.delegation import DelegationEvent
+
 
 class TextEvent(NamedTuple):
     """One text token: when it was said in the session's media time, and its piece of the text."""
@@ -38,6 +40,7 @@ class Output:
     dropped_outputs outputs before this one that were not read in time
     delegation      the model asked its background model to take over
     untrained       the weights are random: text and audio mean nothing
+    delegations     what was delegated in this tick, and what became of earlier ones until now
     """
 
     session_id: str
@@ -57,6 +60,7 @@ class Output:
     dropped_outputs: int
     delegation: bool
     untrained: bool
+    delegations: tuple[DelegationEvent, ...] = ()
 
     @property
     def late(self) -> bool:

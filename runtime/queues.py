@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,6 +224,15 @@ class PatchQueue:
         self._held = 0
 
 
+class OutboxState(NamedTuple):
+    """What a snapshot holds of an outbox: what was not read, and what was dropped before it."""
+
+    outputs: tuple[Output, ...]
+    unmarked: int
+    unmarked_ms: float
+    dropped: int
+
+
 class OutputQueue:
     """Outputs waiting to be read, by threads or by event loops; the ticks never wait for either."""
 
@@ -255,6 +265,21 @@ class OutputQueue:
                 self.dropped += 1
             self._outputs.append(output)
             self._wake()
+        return True
+
+    def save(self) -> OutboxState:
+        """A copy; the outputs stay."""
+        with self._lock:
+            outputs = tuple(self._outputs)
+            return OutboxState(outputs, self._unmarked, self._unmarked_ms, self.dropped)
+
+    def load(self, state: OutboxState) -> bool:
+        """A new outbox goes on where another stood. False when more waited there than may here."""
+        if len(state.outputs) > self._capacity:
+            return False
+        with self._lock:
+            self._outputs.extend(state.outputs)
+            _, self._unmarked, self._unmarked_ms, self.dropped = state
         return True
 
     def finish(self) -> None:

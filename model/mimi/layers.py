@@ -6,6 +6,7 @@ Fresh parameters are uninitialised: load them, or call `reset_parameters` of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -224,7 +225,7 @@ class Transformer(nn.Module):
     def arena_specs(self, name: str, max_frames: int) -> Sequence[ArenaSpec]:
         config = self.config
         return tuple(
-            spec
+            replace(spec, positions_per_cursor=config.resample_stride)
             for i in range(config.num_layers)
             for spec in kv_specs(
                 f"{name}.{i}",
