@@ -81,7 +81,7 @@ class Emitter:
     def _output(self, share: Share, row: RowOutput, tick: int, step_ns: int) -> Output:
         voice, seat = self._voice, share.seat
         start_ms = (seat.position - 1) * voice.tick_ms
-        ids = [int(i) for i in row.text_ids]
+        ids = row.text_ids.tolist()
         events = tuple(
             TextEvent(
                 start_ms + j * voice.tick_ms / voice.frames,

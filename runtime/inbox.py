@@ -6,7 +6,7 @@ No torch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,7 +67,9 @@ class Inbox:
         sampling: Sampling,
         *,
         drop_oldest: bool,
+        excused: Callable[[], bool] = lambda: False,
     ) -> None:
+        """excused: whether audio waits now because the ticks are late."""
         self.session_id = session_id
         self.lock = threading.Lock()
         self.audio = audio
@@ -81,6 +83,7 @@ class Inbox:
         self.closed: CloseReason | None = None
         self.counters = Counters()
         self._drop_oldest = drop_oldest
+        self._excused = excused
         self._unmarked = 0
 
     def check_open(self) -> None:
@@ -98,13 +101,14 @@ class Inbox:
 
     def push_audio(self, samples: Samples) -> bool:
         """False when they do not fit and nothing may be dropped for them. It may, whatever the
-        policy, where ticks passed without the session or it hears nothing. Raises SessionClosed.
+        policy, where ticks are late or passed without the session, or it hears nothing. Raises
+        SessionClosed.
         """
         with self.lock:
             self.check_open()
             fits = len(self.audio) + len(samples) <= self.audio.capacity
             hears = self.live and not self.paused and not self.owed
-            if not fits and hears and not self._drop_oldest:
+            if not fits and hears and not self._drop_oldest and not self._excused():
                 return False
             self._count_dropped(self.audio.push(samples))
         return True

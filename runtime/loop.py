@@ -70,6 +70,10 @@ class TickLoop:
         self._grid: Grid | None = None
         self._next = 0
 
+    def behind(self) -> bool:
+        """Whether the tick under way, or the next one, is past its deadline."""
+        return self._grid is not None and self._clock.now() > self._grid.deadline(self._next)
+
     def tick(self, stop: threading.Event | None = None) -> TickPlan | None:
         """Waits for the next grid point and runs its tick. None when `stop` was set meanwhile."""
         if self._grid is None:

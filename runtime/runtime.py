@@ -23,6 +23,7 @@ from microturn.runtime.errors import (
     CloseCode,
     CloseReason,
     ConfigError,
+    EngineLost,
     InputError,
     QueueFull,
     RuntimeClosed,
@@ -214,11 +215,12 @@ class Runtime:
         self._sessions[session.id] = session
         try:
             self._scheduler.admit(inbox, outbox, seed)
-        except RuntimeFull:
+        except BaseException as error:  # out of memory too: nothing of it stays
             self._sessions.pop(session.id)
             if self._dump is not None:
                 self._dump.forget(session.id)
-            self.metrics.refused()
+            if isinstance(error, RuntimeFull):
+                self.metrics.refused()
             raise
         self.metrics.opened()
         log.info("session %s opened, %d context tokens", session.id, len(ids))
@@ -230,13 +232,18 @@ class Runtime:
     def tick(self) -> TickPlan:
         """One tick by hand: waits for its due time on the runtime's clock, and runs it.
 
-        Raises RuntimeError when the clock thread runs, RuntimeClosed.
+        Raises RuntimeError when the clock thread runs, RuntimeClosed, EngineLost, which ends every
+        session.
         """
         self._check_ready()
         if self._thread is not None:
             raise RuntimeError("the clock thread ticks; make the Runtime with start=False")
-        with self._ticking:
-            plan = self._loop.tick()
+        try:
+            with self._ticking:
+                plan = self._loop.tick()
+        except EngineLost as error:
+            self._died(error)
+            raise
         assert plan is not None
         return plan
 
@@ -291,11 +298,14 @@ class Runtime:
             while self._loop.tick(self._stop) is not None:
                 pass
         except BaseException as error:
-            log.critical("the clock thread died", exc_info=True)
-            self.failure = error
-            self._collector.stop()
-            detail = f"the clock thread died: {type(error).__name__}: {error}"
-            self._end_all(CloseReason(CloseCode.INTERNAL, detail))
+            self._died(error)
+
+    def _died(self, error: BaseException) -> None:
+        log.critical("the clock thread died", exc_info=error)
+        self.failure = error
+        self._collector.stop()
+        detail = f"the clock thread died: {type(error).__name__}: {error}"
+        self._end_all(CloseReason(CloseCode.INTERNAL, detail))
 
     def _end_all(self, reason: CloseReason) -> None:
         for seat in self._scheduler.seats:
@@ -321,6 +331,7 @@ class Runtime:
             PatchQueue(config.image_queue_rows),
             sampling,
             drop_oldest=config.input_overflow == "drop_oldest",
+            excused=self._loop.behind,
         )
         drops = config.output_overflow == "drop_oldest"
         return inbox, OutputQueue(config.output_queue_ticks, drops)

@@ -10,6 +10,7 @@ Nothing here is timed: the clock is virtual and the model says back what it hear
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 import time
@@ -67,58 +68,86 @@ PLANNED = (
 """Faults of which a full run must see LEAST each."""
 
 
-def chaos(setting: Setting, session_ticks: int, seed: int, progress: bool) -> dict[str, Any]:
-    """The row of a setting, its worlds seeded `seed`, `seed` + 1 and so on."""
-    faults: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    broken: list[str] = []
-    began, worlds = time.perf_counter(), 0
-    while counts["session_ticks"] < session_ticks:
-        world = World(replace(setting, seed=seed + worlds))
+class Row:
+    """Worlds of one setting, seeded `seed`, `seed` + 1 and so on."""
+
+    def __init__(self, setting: Setting, seed: int) -> None:
+        self._setting = setting
+        self._seed = seed
+        self._seconds = 0.0
+        self._faults: Counter[str] = Counter()
+        names = ("worlds", "session_ticks", "ticks", "misses", "skipped")
+        self._counts: Counter[str] = Counter(dict.fromkeys(names, 0))
+        self.broken: list[str] = []
+
+    @property
+    def session_ticks(self) -> int:
+        return self._counts["session_ticks"]
+
+    def live(self, session_ticks: int) -> None:
+        """One world more."""
+        seed = self._seed + self._counts["worlds"]
+        world, began = World(replace(self._setting, seed=seed)), time.perf_counter()
         try:
-            world.run(min(ONE_WORLD, session_ticks - counts["session_ticks"]))
+            world.run(session_ticks)
         except Broken as error:
-            broken.append(f"seed {seed + worlds}: {error}")
+            self.broken.append(f"seed {seed}: {error}")
         finally:
             world.close()
-        worlds += 1
-        faults += world.faults
         made = world.runtime.metrics
-        counts["session_ticks"] += max(1, made.session_ticks)
-        counts["ticks"] += made.batch_ticks
-        counts["misses"] += made.misses
-        counts["skipped"] += made.skipped_ticks
-        if progress and worlds % 10 == 0:
-            took = time.perf_counter() - began
-            said = f"{counts['session_ticks']:,} of {session_ticks:,}, {len(broken)} broken"
-            print(f"{setting.case}: {said}, {took:.0f} s", file=sys.stderr, flush=True)
-    return {
-        "op": "chaos",
-        "case": setting.case,
-        "dtype": "fp32",
-        "provider": "microturn",
-        "seed": seed,
-        "worlds": worlds,
-        **counts,
-        "violations": len(broken),
-        "broken": broken[:20],
-        "faults": dict(sorted(faults.items())),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+        self._seconds += time.perf_counter() - began
+        self._faults.update(world.faults)
+        self._counts.update(
+            worlds=1,
+            session_ticks=made.session_ticks,
+            ticks=made.batch_ticks,
+            misses=made.misses,
+            skipped=made.skipped_ticks,
+        )
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "op": "chaos",
+            "case": self._setting.case,
+            "dtype": "fp32",
+            "provider": "microturn",
+            "seed": self._seed,
+            **self._counts,
+            "violations": len(self.broken),
+            "broken": self.broken[:20],
+            "faults": dict(sorted(self._faults.items())),
+            "seconds": round(self._seconds, 1),
+        }
+
+
+def chaos(session_ticks: int, seed: int, minutes: float = float("inf")) -> list[dict[str, Any]]:
+    """The rows of all settings, a world of each in turn, until so many session ticks were committed
+    or so many minutes are over; tells on stderr how far it is.
+    """
+    rows = [Row(setting, seed + 1_000_000 * index) for index, setting in enumerate(SETTINGS)]
+    began = told = time.perf_counter()
+    for row in itertools.cycle(rows):
+        done, now = sum(row.session_ticks for row in rows), time.perf_counter()
+        if done >= session_ticks or now - began > 60 * minutes:
+            break
+        row.live(min(ONE_WORLD, session_ticks))
+        if now - told > 10:
+            told = now
+            broken = sum(len(row.broken) for row in rows)
+            said = f"{done:,} of {session_ticks:,} session ticks, {broken} worlds broken"
+            print(f"{said}, {now - began:.0f} s", file=sys.stderr, flush=True)
+    return [row.document() for row in rows]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--session-ticks", type=int, default=10_000_000, help="over all settings")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="at most")
     parser.add_argument("--results", type=Path, help="folder of <device>/chaos.json")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # every planted fault would be told
-    share = -(-options.session_ticks // len(SETTINGS))
-    rows = [
-        chaos(setting, share, options.seed + 1_000_000 * index, progress=True)
-        for index, setting in enumerate(SETTINGS)
-    ]
+    rows = chaos(options.session_ticks, options.seed, options.minutes)
     about = meta(threads=1)
     document = schema.document("chaos", about, rows)
     if options.results:

@@ -60,37 +60,28 @@ class Ledger:
         missing, dropped = round(output.inserted_silence_ms), round(output.dropped_ms)
         lost, count = output.dropped_outputs, SHAPE.input_samples - missing
         self.position += lost
-        need(output.start_ms == self.position * SHAPE.tick_ms, "media time has no gaps", output)
-        need(output.tick >= self.tick, "outputs are in order", output.tick, self.tick)
-        need(seed == self.seed, "a slot's state is its tenant's", seed, self.seed)
+        if output.start_ms != self.position * SHAPE.tick_ms:
+            raise Broken(f"media time has no gaps: {output.start_ms} at {self.position}")
+        if output.tick < self.tick:
+            raise Broken(f"outputs are in order: {output.tick} after {self.tick}")
+        if seed != self.seed:
+            raise Broken(f"a slot's state is its tenant's: {seed}, {self.seed}")
         before = heard - count
         unseen = before - self.heard
-        need(
-            0 <= unseen <= lost * SHAPE.input_samples,
-            "what was heard is what outputs say was heard",
-            unseen,
-            lost,
-        )
+        if not 0 <= unseen <= lost * SHAPE.input_samples:
+            raise Broken(f"what was heard is what outputs say was heard: {unseen}, {lost}")
         first = before + self.dropped + dropped
-        audio = output.audio
-        if missing and not audio[0]:
-            silent, spoken = audio[:missing], audio[missing:]
-        else:
-            silent, spoken = audio[count:], audio[:count]
-        need(not missing or not silent.any(), "what is missing is silence", missing)
-        need(
-            spoken.tobytes() == self._stream(first, count).tobytes(),
-            "audio is heard in order, and a gap is marked",
-            first,
-            count,
-            dropped,
-        )
-        need(
-            self.known <= known < len(self.hashes) and digest == self.hashes[known],
-            "context is told in order",
-            known,
-            len(self.hashes),
-        )
+        spoken = output.audio
+        if missing:
+            silent, spoken = spoken[count:], spoken[:count]
+            if not output.audio[0]:
+                silent, spoken = output.audio[:missing], output.audio[missing:]
+            if silent.any():
+                raise Broken(f"what is missing is silence: {missing}")
+        if spoken.tobytes() != self._stream(first, count).tobytes():
+            raise Broken(f"audio is heard in order, and a gap is marked: {first, count, dropped}")
+        if not self.known <= known < len(self.hashes) or digest != self.hashes[known]:
+            raise Broken(f"context is told in order: {known} of {len(self.hashes) - 1}")
         self.heard, self.known, self.tick = heard, known, output.tick
         self.dropped += dropped
         self.silence += missing

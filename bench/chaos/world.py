@@ -35,6 +35,7 @@ from microturn.runtime.plan import TickPlan
 MS = 1_000_000
 PERIOD = SHAPE.tick_ms * MS
 MAX_STRIKES = 3
+PACKETS = (20, 100, 100, 200, 300)
 OVERFLOWS = ("drop_oldest", "close")
 CALM = CloseCode.CLOSED
 
@@ -61,6 +62,7 @@ class Setting:
 class Client:
     """One session from outside.
 
+    packet    samples that it says at one time
     may_end   reasons that something done to it may end it with
     quiet     ticks that it says nothing for
     unsaid    samples it has not said yet: the newest it says as fast as it can
@@ -70,6 +72,7 @@ class Client:
 
     session: Session
     ledger: Ledger
+    packet: int
     may_end: set[CloseCode] = field(default_factory=lambda: {CALM, CloseCode.OVERLOADED})
     quiet: int = 0
     unsaid: int = 0
@@ -172,7 +175,7 @@ class World:
             if len(here) == self.setting.slots:
                 self._close(rng.choice(list(self.clients.values())))
             return
-        client = Client(session, Ledger(seed, rng.randrange(2**20)))
+        client = Client(session, Ledger(seed, rng.randrange(2**20)), rng.choice(PACKETS))
         client.ledger.tell(words)
         if rng.random() < 0.02:
             _stops_reading(self, client)
@@ -189,9 +192,9 @@ class World:
         elif rng.random() < 0.004:
             client.quiet = rng.choice((1, 2, 3, 10, 100))
             self.faults["silent"] += 1
-        if not client.quiet:
+        elif client.unsaid >= client.packet:
             said = min(client.unsaid, 500) if rng.random() < 0.95 else rng.randrange(160)
-            if said > SHAPE.input_samples * self.passed:
+            if said > max(client.packet, SHAPE.input_samples * self.passed):
                 client.may_end.add(CloseCode.INPUT_OVERFLOW)
             client.unsaid = max(0, client.unsaid - said) if client.unsaid < 1_000 else 0
             self._say(client, said)
@@ -237,15 +240,14 @@ class World:
 
     def _after(self, client: Client) -> None:
         """The client reads, unless it is stuck."""
-        session, ledger = client.session, client.ledger
+        session, ledger, outbox = client.session, client.ledger, client.session._outbox
         if client.flaky:
             client.flaky -= 1
             if not client.flaky:
                 self.engine.faults.pop(session.id, None)
-        ended = session.closed_reason is not None
-        if client.stuck and not ended:
+        if client.stuck and session.closed_reason is None:
             return
-        while (output := session.poll()) is not None:
+        while len(outbox) and (output := session.poll()) is not None:
             ledger.check(output)
             if output.dropped_outputs:
                 self.faults["outputs_dropped"] += 1
