@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 WIDE = 16
@@ -35,23 +36,29 @@ def parameters(compiled: Any) -> dict[str, str]:
     return dict(_PARAMETER.findall(head[1]))
 
 
-def loads_of(compiled: Any) -> list[Load]:
+def loads_of(compiled: Any) -> tuple[Load, ...]:
     """Of Triton's CompiledKernel."""
-    return read_loads(compiled.asm["ptx"], list(parameters(compiled)))
+    return read_loads(compiled.asm["ptx"], tuple(parameters(compiled)))
 
 
-def read_loads(ptx: str, names: list[str]) -> list[Load]:
-    """names: of the kernel's parameters, in their order; Triton adds others behind them."""
+@lru_cache(4)
+def read_loads(ptx: str, names: tuple[str, ...]) -> tuple[Load, ...]:
+    """names: of the kernel's parameters, in their order; Triton adds others behind them.
+
+    Raises ValueError for PTX without a kernel.
+    """
+    entry = _ENTRY.search(ptx)
+    if entry is None:
+        raise ValueError("no kernel in this PTX")
     code = _Code()
     for function, operation, operands in _instructions(ptx):
         code.add(function, operation, operands)
-    entry = _ENTRY.search(ptx)
     pointers = {
         f"{entry[1]}#{number}": names[int(number)]
-        for number in (_POINTER.findall(ptx) if entry else ())
+        for number in _POINTER.findall(ptx)
         if int(number) < len(names)
     }
-    return [Load(code.pointers(address, pointers), nbytes) for address, nbytes in code.loads]
+    return tuple(Load(code.pointers(address, pointers), nbytes) for address, nbytes in code.loads)
 
 
 _HEAD = re.compile(r"tt\.func public @\w+\((.*?)\)\s+attributes", re.DOTALL)

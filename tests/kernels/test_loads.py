@@ -6,7 +6,7 @@ import pytest
 
 from microturn.kernels.loads import Load, read_loads
 
-NAMES = ["x_ptr", "n", "w_ptr", "table_ptr"]
+NAMES = ("x_ptr", "n", "w_ptr", "table_ptr")
 HEAD = """
 .visible .entry kernel(
 	.param .u64 .ptr .global .align 1 kernel_param_0,
@@ -88,4 +88,4 @@ def load(nbytes: int, *pointers: str) -> Load:
     ],
 )  # fmt: skip
 def test_a_load_belongs_to_its_pointers(code: str, loads: list[Load]) -> None:
-    assert read_loads(HEAD + code + "\nret;\n}\n", NAMES) == loads
+    assert read_loads(HEAD + code + "\nret;\n}\n", NAMES) == tuple(loads)
