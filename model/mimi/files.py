@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from microturn.model.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -59,15 +61,19 @@ def load_mimi(
     return codec.requires_grad_(False).eval()
 
 
-def save_mimi(codec: Mimi, path: Path, layout: Layout = "kyutai") -> None:
-    """Writes fp32: kyutai's layout into the file `path`, Hugging Face's into the folder `path`,
-    with its config.json. Raises OSError, and CheckpointError as write_checkpoint does.
+def save_mimi(
+    codec: Mimi, path: Path, layout: Layout = "kyutai", dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes values as `dtype`: kyutai's layout into the file `path`, Hugging Face's into the
+    folder `path`, with its config.json. Raises OSError, and CheckpointError as write_checkpoint
+    does.
     """
     tensors = kyutai_tensors(codec)
     if layout == "kyutai":
-        write_file(path, held_items(tensors))
+        write_file(path, held_items(tensors, dtype))
         return
-    write_checkpoint(path, held_items(from_kyutai(tensors, codec.config.num_heads)))
+    theirs = from_kyutai(tensors, codec.config.num_heads)
+    write_checkpoint(path, held_items(theirs, dtype))
     (path / CONFIG).write_text(json.dumps(sizes_dict(codec.config), indent=2) + "\n")
 
 

@@ -1,0 +1,80 @@
+"""`python -m microturn.bench.training`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from microturn.bench.training.codec import Recipe, Training, train
+from microturn.bench.training.codec_eval import evaluate
+from microturn.model.interaction.presets import preset
+from microturn.model.mimi import load_mimi, save_mimi
+from microturn.runtime.cli.errors import OneLineErrors
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make the weights of interaction-tiny.",
+)
+
+Folder = Annotated[Path, typer.Argument(help="Holds state.pt, to go on from, and log.jsonl.")]
+Threads = Annotated[int, typer.Option(min=1, help="torch threads.")]
+
+
+@app.command()
+def codec(
+    folder: Folder,
+    steps: Annotated[int, typer.Option(min=1, help="Train up to this step.")] = Recipe.steps,
+    joint_from: Annotated[
+        int, typer.Option(min=1, help="The encoder learns again from here on.")
+    ] = Recipe.joint_from,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and recordings.")] = Recipe.seed,
+    begin: Annotated[
+        Path | None, typer.Option(help="Codec weights to begin with where there is no state.pt.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Write the codec here, as fp16.")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Train the codec, or go on with it."""
+    torch.set_num_threads(threads)
+    recipe = Recipe(steps=steps, joint_from=joint_from, seed=seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("codec", total=steps)
+
+        def show(step: int, line: dict[str, Any]) -> None:
+            bar.update(task, completed=step)
+            if line:
+                bar.console.print(f"step {step}  mel {line['mel']:.3f}  phase {line['phase']:.3f}")
+
+        config = preset("interaction-tiny").codec
+        training = train(folder, recipe, config, begin=begin, progress=show)
+    if weights is not None:
+        save_mimi(training.averaged(), weights, dtype=torch.float16)
+
+
+@app.command("codec-eval")
+def codec_eval(
+    path: Annotated[Path, typer.Argument(help="A training folder, or a file of weights.")],
+    utterances: Annotated[int, typer.Option(min=1, help="Of five words, in each set.")] = 200,
+    threads: Threads = 1,
+) -> None:
+    """What a recogniser makes of decoded speech, as one JSON document."""
+    torch.set_num_threads(threads)
+    if path.is_dir():
+        mimi = Training.load(path / "state.pt", Recipe()).averaged()
+    else:
+        mimi = load_mimi(path, config=preset("interaction-tiny").codec)
+    print(json.dumps(evaluate(mimi, utterances), indent=2))
+
+
+if __name__ == "__main__":
+    app()

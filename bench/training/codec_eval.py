@@ -1,0 +1,108 @@
+"""What an independent recogniser makes of speech that went through the codec.
+
+Two sets, of words in orders that training never had: `own`, as the model will speak (the voice
+itself, from the start of a frame on), and `held_out`, renditions of the voice at pitches that
+training never heard, begun anywhere in a frame. A word counts when the recogniser hears it, and
+nothing else, where it was said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import soxr
+import torch
+
+from microturn.bench.interactivity.intervals import estimate
+from microturn.bench.interactivity.recogniser import Recogniser
+from microturn.bench.interactivity.speech import SAMPLE_RATE, Audio, Word
+from microturn.bench.training.voice import CODEC_RATE, WORDS, utterance
+from microturn.model.mimi import Mimi
+
+SETS = {"own": 1.0, "held_out": 0.0}
+"""Share of canonical words (`voice.utterance`)."""
+SEED = 900_000
+"""Training's generators are seeded by (seed, step); these by (SEED, set, utterance)."""
+WORDS_EACH = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """original, decoded: percent of `words` recognised before and after the codec.
+
+    kept: percent still recognised of those that were recognised in the original; low, high: its
+    95 % interval (Wilson). mistaken: "said>heard" of the others, most frequent first.
+    """
+
+    words: int
+    original: float
+    decoded: float
+    kept: float
+    low: float
+    high: float
+    mistaken: tuple[str, ...]
+
+
+def evaluate(codec: Mimi, utterances: int) -> dict[str, Any]:
+    """Scores of each of SETS over so many utterances of WORDS_EACH words; bits a second."""
+    recogniser = Recogniser(WORDS)
+    config = codec.config
+    bits = config.num_codebooks * np.log2(config.codebook_size) * config.frame_rate
+    return {
+        "vocabulary": len(WORDS),
+        "bits_per_second": round(float(bits)),
+        **{name: asdict(score(codec, recogniser, name, utterances)) for name in SETS},
+    }
+
+
+def score(codec: Mimi, recogniser: Recogniser, name: str, utterances: int) -> Score:
+    """One of SETS."""
+    before: list[bool] = []
+    after: list[bool] = []
+    mistakes: dict[str, int] = {}
+    for audio, said in _held_out(name, utterances):
+        with torch.inference_mode():
+            decoded = codec.decode(codec.encode(torch.from_numpy(audio))).numpy()
+        for given, right in ((audio, before), (decoded, after)):
+            found = heard_at(said, recogniser.hear(_at_16_khz(given)))
+            right += [text == word.text for text, word in zip(found, said, strict=True)]
+        for text, word in zip(found, said, strict=True):
+            if text != word.text:
+                mistake = f"{word.text}>{text}"
+                mistakes[mistake] = mistakes.get(mistake, 0) + 1
+    kept = estimate([float(a) for b, a in zip(before, after, strict=True) if b])
+    return Score(
+        words=len(before),
+        original=_percent(sum(before) / len(before)),
+        decoded=_percent(sum(after) / len(after)),
+        kept=_percent(kept.mean),
+        low=_percent(kept.low),
+        high=_percent(kept.high),
+        mistaken=tuple(sorted(mistakes, key=lambda m: -mistakes[m])[:12]),
+    )
+
+
+def heard_at(said: Sequence[Word], heard: Sequence[Word]) -> list[str]:
+    """What was heard during each word, joined by "+"; "" for nothing."""
+    return [
+        "+".join(h.text for h in heard if h.start < word.end and word.start < h.end)
+        for word in said
+    ]
+
+
+def _held_out(name: str, utterances: int) -> Iterator[tuple[Audio, tuple[Word, ...]]]:
+    for i in range(utterances):
+        rng = np.random.default_rng((SEED, list(SETS).index(name), i))
+        made = utterance(rng, WORDS_EACH, canonical=SETS[name], held_out=True)
+        yield made.audio, made.words
+
+
+def _at_16_khz(audio: Audio) -> Audio:
+    return soxr.resample(audio, CODEC_RATE, SAMPLE_RATE).astype(np.float32)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
