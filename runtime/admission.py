@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microturn.runtime.bounds import quantile_rank
+from microturn.runtime.errors import ConfigError
 from microturn.runtime.plan import TickPlan
 
 AGES = 16
@@ -83,6 +84,10 @@ class Ages:
         filled = sum(min(rows, self._window) for rows in kept)
         age = -(-AGES * filled // (self._window * max(1, len(kept))))
         return Load(len(plan.rows), sum(row.num_rows for row in plan.rows), age)
+
+    def fill(self, slot: int) -> None:
+        """The slot's window is full."""
+        self._rows[slot] = self._window
 
     def advance(self, plan: TickPlan) -> None:
         """The plan ran."""
@@ -198,6 +203,11 @@ class TickPredictor:
             self._ticks.setdefault(load.sessions, deque(maxlen=KEPT)).append(sample)
             self._stale = True
 
+    def ticks(self, sessions: int) -> list[tuple[Load, int]]:
+        """The ticks remembered at that number of sessions, and the ns each took."""
+        with self._lock:
+            return [(sample.load, sample.ns) for sample in self._ticks.get(sessions, ())]
+
     def p50(self, load: Load) -> float | None:
         """ns; None as long as nothing was measured."""
         fit = self._current()
@@ -236,10 +246,30 @@ class TickPredictor:
 
 
 class Refusal(NamedTuple):
-    """code: "slots", "time" or "memory"; detail: for people."""
+    """reason: "slots", "time" or "memory"; detail: for people."""
 
-    code: str
+    reason: str
     detail: str
+
+
+def slots_within(most: int, slot_bytes: int, budget: int | None, free: int) -> int:
+    """Slots for up to `most` sessions of `slot_bytes` of state each: as many as a budget of bytes
+    allows, or else all of them, if so many bytes are free.
+
+    Raises ConfigError when not one fits, or when what is asked for is not there.
+    """
+    slots = most if budget is None else min(most, budget // max(1, slot_bytes))
+    if slots < 1:
+        raise ConfigError(
+            f"byte_budget: the state of one session takes {slot_bytes / 1e6:.1f} MB, got "
+            f"{(budget or 0) / 1e6:.1f} MB; raise it, or take a smaller model or window"
+        )
+    if slots * slot_bytes > free:
+        raise ConfigError(
+            f"the state of {slots} sessions takes {slots * slot_bytes / 1e6:.1f} MB, this machine "
+            f"has {free / 1e6:.1f} MB left; lower max_sessions, or give a byte_budget"
+        )
+    return slots
 
 
 @dataclass(frozen=True)

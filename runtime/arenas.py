@@ -64,6 +64,18 @@ class Arenas:
             counter[slot] = 0
         self.parity[slot] = 0
 
+    def age(self, slot: int, positions: int) -> None:
+        """So many positions are committed, all of them zeros: a slot as an old session's, to
+        measure with.
+        """
+        for view in self._views.values():
+            if isinstance(view, Ring):
+                view.data[slot] = 0
+            elif isinstance(view, Pages):
+                view.data[view.page_table[slot].long()] = 0
+        for counter in self._cursors.values():
+            counter[slot] = positions
+
     def commit(
         self, slots: Sequence[int], advance: Mapping[str, Sequence[int]], flip: Sequence[bool]
     ) -> None:

@@ -28,6 +28,7 @@ _CHOICES = {
     "dtype": ("auto", "float32"),
     "input_overflow": ("drop_oldest", "close"),
     "output_overflow": ("close", "drop_oldest"),
+    "admission": ("auto", "predict", "slots"),
 }
 
 
@@ -39,6 +40,11 @@ class RuntimeConfig:
     device, dtype       "cpu" computes in float32
     tick_ms             one period of the clock
     max_sessions        slots: memory for so many sessions is taken at the start
+    byte_budget         bytes that the state of sessions may take: as many slots as fit, at most
+                        max_sessions; None: max_sessions, if the machine has the memory
+    admission           "predict" refuses a session whose ticks are predicted to be late, "slots"
+                        only for want of a slot or memory; "auto" predicts where a clock runs
+    admission_margin_ms the predicted p99 of a tick must leave this much of its period
     seed                of untrained weights, and of sessions opened without a seed
     threads             torch threads of the stepping thread
     input_queue_ms      audio a session may have waiting; input_overflow says what happens to more:
@@ -60,6 +66,9 @@ class RuntimeConfig:
     dtype: str = "auto"
     tick_ms: int = 100
     max_sessions: int = 4
+    byte_budget: int | None = None
+    admission: str = "auto"
+    admission_margin_ms: int = 5
     seed: int = 0
     threads: int = 1
     input_queue_ms: int = 500
@@ -85,6 +94,7 @@ class RuntimeConfig:
                 "str": (str,),
                 "int": (int,),
                 "str | None": (str, type(None)),
+                "int | None": (int, type(None)),
                 "LatenessPolicy": (LatenessPolicy,),
             }
             if not isinstance(value, kinds[wanted]) or isinstance(value, bool):
@@ -92,6 +102,11 @@ class RuntimeConfig:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.admission_margin_ms < self.tick_ms:
+            raise ConfigError(
+                f"admission_margin_ms must be 0 or more and less than a tick of {self.tick_ms} ms, "
+                f"got {self.admission_margin_ms}"
+            )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in [0, 2**63), got {self.seed}")
         for name, known in _CHOICES.items():

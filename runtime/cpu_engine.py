@@ -18,6 +18,10 @@ from microturn.runtime.plan import RowPlan, TickPlan, bucket
 from microturn.runtime.staging import share_out, stage
 
 
+OLD = 1 << 20
+"""Positions after which no window has room left."""
+
+
 class CpuEngine:
     """Steps a family over the arenas of `num_slots` sessions.
 
@@ -64,6 +68,11 @@ class CpuEngine:
                 self._warm([_row(s, True, 1, 0, shape.frames, room) for s in slots])
         for slot in range(self.num_slots):
             self.arenas.reset(slot)
+
+    def age_slot(self, slot: int) -> None:
+        """See foresight.AgesSlots."""
+        with torch.inference_mode():
+            self.arenas.age(slot, OLD)
 
     def close(self) -> None:
         """Nothing to give back but memory, which goes with the engine."""

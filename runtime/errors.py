@@ -69,13 +69,13 @@ class SessionClosed(MicroturnError):
 
 
 class RuntimeFull(MicroturnError):
-    """Every slot is taken. `retry_after_ms` hints when asking again makes sense."""
+    """A session is refused. `reason` says for want of what: "slots", "time" (its ticks, or others',
+    are predicted to be late) or "memory"; `retry_after_ms` hints when asking again makes sense.
+    """
 
-    def __init__(self, max_sessions: int, retry_after_ms: int) -> None:
-        super().__init__(
-            f"all {max_sessions} sessions are taken; close one, raise max_sessions, or try again "
-            f"in {retry_after_ms} ms"
-        )
+    def __init__(self, reason: str, detail: str, retry_after_ms: int) -> None:
+        super().__init__(f"{detail}; try again in {retry_after_ms} ms")
+        self.reason = reason
         self.retry_after_ms = retry_after_ms
 
 

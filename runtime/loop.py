@@ -52,6 +52,7 @@ class TickLoop:
         samples_per_ms: float,
         max_failures: int,
         predict: Predictor = unknown,
+        observe: Callable[[TickPlan, int], object] = lambda plan, ns: None,
         record: Recorder | None = None,
     ) -> None:
         self._clock = clock
@@ -66,6 +67,7 @@ class TickLoop:
         self._keep = int(policy.degrade_to_ms * samples_per_ms)
         self._max_failures = max_failures
         self._predict = predict
+        self._observe = observe
         self._record = record
         self._grid: Grid | None = None
         self._next = 0
@@ -123,6 +125,7 @@ class TickLoop:
             slack=slack,
         )
         self._metrics.tick(timing, sessions)
+        self._observe(plan, self._period - slack - timing.wake)
         self._recorded(inputs, stepped)
         return plan, slack < 0
 

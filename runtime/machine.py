@@ -56,6 +56,11 @@ def memory_bytes() -> tuple[int, int]:
     return min(total, limit), min(available, max(0, limit - used))
 
 
+def rss_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def gpus() -> tuple[Gpu, ...]:
     """The CUDA devices torch can use; empty where there is none or torch was built without."""
     import torch

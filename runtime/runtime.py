@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from microturn.model.family import ModelFamily, Sampling
+from microturn.runtime import machine
+from microturn.runtime.admission import slots_within
 from microturn.runtime.clock import Clock, RealClock
 from microturn.runtime.config import RuntimeConfig, build_config
 from microturn.runtime.cpu_engine import CpuEngine
@@ -29,6 +31,7 @@ from microturn.runtime.errors import (
     RuntimeClosed,
     RuntimeFull,
 )
+from microturn.runtime.foresight import Foresight
 from microturn.runtime.garbage import SlackCollector
 from microturn.runtime.inbox import Budget, Inbox
 from microturn.runtime.loop import Predictor, TickLoop, unknown
@@ -86,13 +89,16 @@ class Runtime:
         self.clock: Clock = clock if clock is not None else RealClock()
         self.metrics = Metrics()
         self.failure: BaseException | None = None
-        self._predict = predict
-        self._engine: Engine = engine or CpuEngine(self.family, config.max_sessions, config.threads)
+        self.foresight = Foresight(self.family, config, self.clock)
+        foreseen = self.foresight.active and predict is unknown
+        self._predict = self.foresight.seconds if foreseen else predict
+        self._engine: Engine = engine or CpuEngine(self.family, self._slots(), config.threads)
         self._scheduler = Scheduler(
             Budget(shape.max_rows, shape.frames, shape.input_samples, self.family.sees),
-            min(config.max_sessions, self._engine.num_slots),
+            self.num_slots,
             shape.tick_ms,
             self._ended,
+            self.foresight.refusal,
         )
         self._collector = SlackCollector()
         starts = not self.clock.by_hand if start is None else start
@@ -112,15 +118,21 @@ class Runtime:
     def _warm_up(self) -> float:
         began = time.perf_counter()
         self._engine.warm_up()
+        self.foresight.calibrate(self._engine, self.num_slots)
         took = (time.perf_counter() - began) * 1000
         log.info(
             "ready: %s, %d sessions, %.1f MB of state, warm-up %.0f ms",
             self.family.name,
-            self._engine.num_slots,
+            self.num_slots,
             self._engine.state_bytes / 1e6,
             took,
         )
         return took
+
+    def _slots(self) -> int:
+        config, (_, free) = self.config, machine.memory_bytes()
+        slot_bytes = sum(spec.bytes_per_slot for spec in self.family.arena_specs())
+        return slots_within(config.max_sessions, slot_bytes, config.byte_budget, free)
 
     def _make_loop(self) -> TickLoop:
         family, shape = self.family, self.family.shape
@@ -146,6 +158,7 @@ class Runtime:
             samples_per_ms=shape.input_rate / 1000,
             max_failures=self.config.max_step_failures,
             predict=self._predict,
+            observe=self.foresight.observe,
             record=self._dump.tick if self._dump else None,
         )
 
@@ -158,6 +171,11 @@ class Runtime:
     def state_bytes(self) -> int:
         """Memory of all slots together."""
         return self._engine.state_bytes
+
+    @property
+    def num_slots(self) -> int:
+        """Sessions there is a slot for, all in all."""
+        return min(self.config.max_sessions, self._engine.num_slots)
 
     @property
     def free_slots(self) -> int:
@@ -183,7 +201,8 @@ class Runtime:
         seed          of its sampling: the same seed and inputs give the same bits
         voice         refused by models that have only their own
 
-        Raises RuntimeFull with a retry hint when every slot is taken, InputError, QueueFull when
+        Raises RuntimeFull with a reason and a retry hint when there is no slot, time or memory for
+        it, InputError, QueueFull when
         the instructions exceed context_queue_rows, RuntimeClosed.
         """
         self._check_ready()
@@ -263,8 +282,10 @@ class Runtime:
             "untrained": not self.family.trained,
             "tick_ms": self.config.tick_ms,
             "max_sessions": self.config.max_sessions,
+            "num_slots": self.num_slots,
             "warm_up_ms": self.warm_up_ms,
             "state_bytes": self.state_bytes,
+            **self.foresight.summary(self.num_slots),
             **self.metrics.summary(),
         }
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from microturn.runtime.admission import Refusal
 from microturn.runtime.engine import RowInput
 from microturn.runtime.errors import CloseCode, CloseReason, RuntimeFull
 from microturn.runtime.inbox import Budget, Held, Inbox
@@ -81,11 +82,14 @@ class Scheduler:
         num_slots: int,
         tick_ms: int,
         on_end: Callable[[Seat, CloseReason], None] = lambda seat, reason: None,
+        refusal: Callable[[int, int], Refusal | None] = lambda sessions, rows: None,
     ) -> None:
+        """refusal: asked before one more joins so many sessions with so many rows to read."""
         self._budget = budget
         self._num_slots = num_slots
         self._tick_ms = tick_ms
         self._on_end = on_end
+        self._refusal = refusal
         self._lock = threading.Lock()
         self._free = list(range(num_slots))
         self._seats: dict[str, Seat] = {}
@@ -111,8 +115,9 @@ class Scheduler:
         hint.
         """
         with self._lock:
-            if not self._free:
-                raise RuntimeFull(self._num_slots, self._retry_ms())
+            refused = self._refused(len(inbox.context))
+            if refused is not None:
+                raise RuntimeFull(refused.reason, refused.detail, self._retry_ms())
             seat = Seat(inbox.session_id, self._free[0], seed, inbox, outbox)
             self._seats[seat.session_id] = seat
             self._by_slot = None
@@ -298,6 +303,12 @@ class Scheduler:
             detail = f"its input could not be taken: {type(error).__name__}: {error}"
             self.end(seat.session_id, CloseReason(CloseCode.INPUT_FAILED, detail))
             return None
+
+    def _refused(self, waiting_rows: int) -> Refusal | None:
+        if not self._free:
+            detail = f"all {self._num_slots} sessions are taken; close one or raise max_sessions"
+            return Refusal("slots", detail)
+        return self._refusal(len(self._seats), waiting_rows)
 
     def _retry_ms(self) -> int:
         samples = self._budget.input_samples

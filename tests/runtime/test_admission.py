@@ -214,7 +214,7 @@ def test_the_last_that_fits_is_admitted_and_the_next_refused() -> None:
     assert p99[0] <= 95 * MS < p99[1]
     assert admission.refusal(most - 1, 0) is None
     refused = admission.refusal(most, 0)
-    assert refused is not None and refused.code == "time"
+    assert refused is not None and refused.reason == "time"
     assert f"99 of 100 ticks with {most + 1} sessions" in refused.detail
     assert "more than a tick of 100 ms has" in refused.detail
     assert replace(admission, margin_ns=60 * MS).most(64) < most
@@ -264,7 +264,7 @@ def test_no_memory_for_its_queues_refuses_a_session() -> None:
     predictor = warmed(machine, time)
     assert policy(predictor, lambda: 40_000_000).refusal(0, 0) is None
     refused = policy(predictor, lambda: 39_999_999).refusal(0, 0)
-    assert refused is not None and refused.code == "memory" and "40.0 MB left" in refused.detail
+    assert refused is not None and refused.reason == "memory" and "40.0 MB left" in refused.detail
 
 
 def row(slot: int, rows: int = 3, *, live: bool = True, reset: bool = False) -> RowPlan:
