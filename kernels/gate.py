@@ -113,9 +113,9 @@ def narrow_streams(launch: Launch) -> dict[str, int]:
     less than 16.
 
     Streamed is a tensor of 64 KiB or more that is at least a hundredth of all that the kernel loads
-    from. Integers are not: they say where to look, and kernels read a few of many. What is found by
-    addresses kept in memory is streamed where a tenth of the bytes in its loads come by narrow
-    ones: sizes are not known there, and a gain may be read beside matrices.
+    from. Integers are not: they say where to look, and kernels read a few of many. A kernel that
+    finds its data by addresses kept in memory streams those, whose sizes are not known here: a
+    tenth of the bytes in their loads may come by narrow ones, since gains lie beside matrices.
     """
     widths: dict[str, list[int]] = defaultdict(list)
     for load in loads_of(launch.compiled):
@@ -130,9 +130,9 @@ def narrow_streams(launch: Launch) -> dict[str, int]:
     least = max(LEAST_STREAM, read // 100)
 
     def streamed(pointer: str) -> bool:
-        if pointer.startswith("*"):
+        if any(name.startswith("*") for name in widths):
             narrow = sum(width for width in widths[pointer] if width < WIDE)
-            return 10 * narrow >= sum(widths[pointer])
+            return pointer.startswith("*") and 10 * narrow >= sum(widths[pointer])
         return (
             not kinds[pointer].startswith(_INTEGERS) and launch.arguments.get(pointer, 0) >= least
         )

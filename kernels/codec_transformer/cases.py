@@ -62,9 +62,6 @@ CASES = (
     CodecTransformerCase(1, 18, 500, 1, 32, 2, 48, 100, "more rows of a line than attend together"),
 )
 
-NARROW_LOADS = {
-    "codec_layers.norms_ptr": "gains of the 512 inputs of a step; 64 KB for all layers, in the L2"
-}
 # No bars: those of issue 4 are of a whole Mimi decode, of which this is a part.
 BENCH_CASES = (
     CodecTransformerCase(1, 2, 1000, 8, 512, 8, 2048, 250, "Mimi, a frame"),
