@@ -67,6 +67,7 @@ class Attention(nn.Module):
                 num_kv_heads=sizes.num_kv_heads,
                 head_dim=sizes.head_dim,
                 cursor=cursor,
+                num_sink_tokens=sizes.num_sink_tokens,
             ),
             short_conv_spec(
                 f"{prefix}.kv_conv", self.widths[1], self.config.conv_kernel, rows, cursor
@@ -97,6 +98,7 @@ class Attention(nn.Module):
             rel_bank=self.rel_bank,
             log_floor=sizes.log_floor,
             log_alpha=sizes.log_alpha,
+            num_sink_tokens=sizes.num_sink_tokens,
         )
         inputs = qkvr_prologue(linear(x, self.qkvr), prologue, state, rows)
         y = streaming_attention(inputs, weights, None if state is None else state.kv, rows)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from microturn.kernels.tiles import WIDTH
 
 CHECKED_APART = frozenset(
-    ("global_layers", "log_floor", "log_alpha", "num_dense_layers", "num_shared_experts")
+    (
+        *("global_layers", "log_floor", "log_alpha", "num_dense_layers", "num_shared_experts"),
+        *("num_sink_tokens", "local_num_sink_tokens"),
+    )
 )
 
 
@@ -27,6 +30,8 @@ class TrunkConfig:
     mup_multiplier  the final hidden state is divided by it before the unembedding
     conv_kernel     taps of the four short convolutions of a layer
     max_rows_per_tick   rows that a session may write before it commits
+    num_sink_tokens, local_num_sink_tokens   first keys of a session that global and sliding layers
+                    see beside their window, once they are behind it; released models have none
 
     Raises ValueError naming the field that does not fit.
     """
@@ -59,6 +64,8 @@ class TrunkConfig:
     eps: float
     conv_kernel: int
     max_rows_per_tick: int
+    num_sink_tokens: int = 0
+    local_num_sink_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -85,6 +92,9 @@ class TrunkConfig:
                 )
         if self.log_floor is not None and self.log_floor <= 0:
             raise ValueError(f"trunk: log_floor must be positive or None, got {self.log_floor}")
+        for name in ("num_sink_tokens", "local_num_sink_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"trunk: {name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.num_dense_layers <= self.num_layers:
             raise ValueError(
                 f"trunk: num_dense_layers must be 0 to {self.num_layers}, "
@@ -109,6 +119,7 @@ class TrunkConfig:
                 num_kv_heads=self.num_kv_heads,
                 head_dim=self.head_dim,
                 window=self.global_window,
+                num_sink_tokens=self.num_sink_tokens,
                 extent=self.rel_extent,
                 log_floor=self.log_floor,
                 log_alpha=self.log_alpha,
@@ -119,6 +130,7 @@ class TrunkConfig:
             num_kv_heads=self.local_num_kv_heads,
             head_dim=self.local_head_dim,
             window=self.sliding_window,
+            num_sink_tokens=self.local_num_sink_tokens,
             extent=self.sliding_window,
             log_floor=None,
             log_alpha=0.0,
@@ -134,6 +146,7 @@ class AttentionConfig:
     num_kv_heads: int
     head_dim: int
     window: int
+    num_sink_tokens: int
     extent: int
     log_floor: int | None
     log_alpha: float

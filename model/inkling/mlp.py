@@ -36,7 +36,7 @@ class DenseMLP(nn.Module):
 
     def forward(self, x: Tensor, rows: RowBatch) -> Tensor:
         """x [T, H], normed -> [T, H]."""
-        hidden, width = self.w2.shape
+        width = self.w2.shape[1]
         block = DENSE_BLOCK if width % DENSE_BLOCK == 0 else width
         w13, w2 = _rows_in_blocks(self.w13, 2 * block), _columns_in_blocks(self.w2, block)
         scale = self.global_scale.expand(x.shape[0], w13.shape[0])

@@ -120,7 +120,10 @@ class VisionTower(nn.Module):
         for i, (t, s) in enumerate(folds):
             x = fold(x, t, s)
             grid, weight = x.shape[:-1], self.linears[i]
-            x = linear(x.reshape(-1, x.shape[-1]), weight)
+            x = x.reshape(-1, x.shape[-1])
+            if padding := weight.shape[1] - x.shape[1]:  # of weights placed on a GPU
+                x = F.pad(x, (0, padding))
+            x = linear(x, weight)
             if i < len(self.norms):
                 # A patch is whole vectors of any CPU here, so its gelu has no tail of its own.
                 x = F.gelu(self.norms[i](x)).view(*grid, -1)

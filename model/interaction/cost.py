@@ -25,9 +25,11 @@ TEXT_TOP_K = 25
 
 
 def window_rows(config: InteractionConfig) -> int:
-    """Rows until the longest window is full: no tick costs more than one after them."""
-    trunk = config.trunk
-    return max(trunk.attention(layer).window for layer in range(trunk.num_layers))
+    """Rows until the longest window is full, sinks beside it: no tick costs more than one after
+    them.
+    """
+    layers = map(config.trunk.attention, range(config.trunk.num_layers))
+    return max(layer.window + layer.num_sink_tokens for layer in layers)
 
 
 def tick_calls(config: InteractionConfig, frames: int, work: TickWork) -> Iterator[OpCall]:
