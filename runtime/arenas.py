@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from microturn.kernels.arena import ArenaSpec, Pages, Ring, Twice, View
+from microturn.runtime.engine import SlotState
 
 
 class Arenas:
@@ -35,6 +37,7 @@ class Arenas:
         self._cursors = {
             spec.cursor: torch.zeros(num_slots, dtype=torch.int64, device=device) for spec in specs
         }
+        self._specs = tuple(specs)
         self._views = {spec.name: self._allocate(spec, device) for spec in specs}
         self.bytes = sum(spec.bytes_per_slot for spec in specs) * num_slots
 
@@ -99,6 +102,71 @@ class Arenas:
         flipped = [slot for slot, turn in zip(slots, flip, strict=True) if turn]
         if flipped:
             self.parity[flipped] = 1 - self.parity[flipped]
+
+    def layout(self) -> list[dict[str, Any]]:
+        """What a saved slot must have the same of, by arena: the fields of its spec."""
+        return [
+            {**vars(spec), "shape": list(spec.shape), "dtype": str(spec.dtype)}
+            for spec in self._specs
+        ]
+
+    def save(self, slot: int) -> SlotState:
+        """A copy on the host of what the slot has committed, and of nothing before it. Call between
+        ticks.
+        """
+        cursors = {name: self.committed(name, slot) for name in self._cursors}
+        data = {}
+        for spec in self._specs:
+            kept = self._kept(spec, slot, spec.positions_kept(cursors[spec.cursor]))
+            flat = torch.cat([part.reshape(-1).view(torch.uint8) for part in kept])
+            data[spec.name] = flat.cpu().numpy()
+        return SlotState(self.layout(), cursors, data)
+
+    def load(self, slot: int, state: SlotState) -> None:
+        """The slot holds exactly what was saved. Call between ticks.
+
+        Raises ValueError naming the first thing that does not fit; the slot is then as it was.
+        """
+        layout, theirs = self.layout(), [dict(arena) for arena in state.layout]
+        for ours, other in zip(layout, theirs, strict=False):
+            if ours != other:
+                raise ValueError(f"it was saved from an arena {other}, here is {ours}")
+        if len(layout) != len(theirs) or set(state.cursors) != set(self._cursors):
+            raise ValueError(
+                f"it was saved from {len(theirs)} arenas with cursors {sorted(state.cursors)}, "
+                f"here are {len(layout)} with {sorted(self._cursors)}"
+            )
+        for spec in self._specs:
+            count = spec.positions_kept(state.cursors[spec.cursor])
+            wanted, came = count * spec.bytes_per_position, len(state.data[spec.name])
+            if wanted != came:
+                raise ValueError(f"{spec.name} has {came} bytes, {count} positions are {wanted}")
+        self.reset(slot)
+        for spec in self._specs:
+            if not len(state.data[spec.name]):
+                continue
+            rest = torch.from_numpy(state.data[spec.name]).view(spec.dtype).view(-1, *spec.shape)
+            for part in self._kept(spec, slot, len(rest)):
+                part.copy_(rest[: len(part)])
+                rest = rest[len(part) :]
+        for name, value in state.cursors.items():
+            self._cursors[name][slot] = value
+
+    def _kept(self, spec: ArenaSpec, slot: int, count: int) -> list[Tensor]:
+        """Views [n, *shape] of a slot's first `count` places. Positions fill places from the first
+        on, pinned ones or not, until the arena is full; so these are all that was ever written.
+        """
+        view = self._views[spec.name]
+        if isinstance(view, Twice):
+            return [view.data[int(self.parity[slot]), slot : slot + count]]
+        if isinstance(view, Ring):
+            return [view.data[slot, :count]]
+        parts = []
+        for at, page in enumerate(view.page_table[slot].tolist()):
+            parts.append(
+                view.data[page, : max(0, min(view.page_size, count - at * view.page_size))]
+            )
+        return parts
 
     def _allocate(self, spec: ArenaSpec, device: torch.device | str) -> View:
         if spec.kind == "twice":

@@ -22,6 +22,9 @@ _POSITIVE = (
     "context_queue_rows",
     "image_queue_rows",
     "max_step_failures",
+    "snapshot_every_s",
+    "background_workers",
+    "background_timeout_s",
 )
 _CHOICES = {
     "device": ("cpu",),
@@ -56,6 +59,9 @@ class RuntimeConfig:
     max_step_failures   ticks in a row in which a session's row may raise before it is closed
     lateness            the rungs of LatenessPolicy; a table of the same name in a file
     dump                folder to record every session in, for replay; None records nothing
+    snapshots           folder to save every session in, every snapshot_every_s seconds, for restore
+    background_workers  calls of background models at one time; background_timeout_s is how long a
+                        delegation may take, waiting included
 
     Raises ConfigError.
     """
@@ -80,9 +86,13 @@ class RuntimeConfig:
     max_step_failures: int = 3
     lateness: LatenessPolicy = dataclasses.field(default_factory=LatenessPolicy)
     dump: str | None = None
+    snapshots: str | None = None
+    snapshot_every_s: int = 10
+    background_workers: int = 4
+    background_timeout_s: int = 60
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint", "dump"):
+        for name in ("checkpoint", "dump", "snapshots"):
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))

@@ -12,11 +12,10 @@ from microturn.model.family import ModelFamily, Sampling
 from microturn.model.tick import TickInputs
 from microturn.model.tick import TickOutputs as Buffers
 from microturn.runtime.arenas import Arenas
-from microturn.runtime.engine import RowInput, TickOutputs
+from microturn.runtime.engine import RowInput, SlotState, TickOutputs
 from microturn.runtime.image_input import PATCH
 from microturn.runtime.plan import RowPlan, TickPlan, bucket
 from microturn.runtime.staging import share_out, stage
-
 
 OLD = 1 << 20
 """Positions after which no window has room left."""
@@ -68,6 +67,16 @@ class CpuEngine:
                 self._warm([_row(s, True, 1, 0, shape.frames, room) for s in slots])
         for slot in range(self.num_slots):
             self.arenas.reset(slot)
+
+    def save_slot(self, slot: int) -> SlotState:
+        """See SavesSlots.save_slot."""
+        with torch.inference_mode():
+            return self.arenas.save(slot)
+
+    def load_slot(self, slot: int, state: SlotState) -> None:
+        """See SavesSlots.load_slot."""
+        with torch.inference_mode():
+            self.arenas.load(slot, state)
 
     def age_slot(self, slot: int) -> None:
         """See foresight.AgesSlots."""

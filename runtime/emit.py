@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,9 +38,16 @@ class Voice:
 class Emitter:
     """Hands each session its output, and ends the sessions whose row went wrong."""
 
-    def __init__(self, voice: Voice, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        voice: Voice,
+        scheduler: Scheduler,
+        annotate: Callable[[Output], Output] = lambda output: output,
+    ) -> None:
+        """annotate: what else becomes of an output: delegations begin there."""
         self._voice = voice
         self._scheduler = scheduler
+        self._annotate = annotate
 
     def make(self, share: Share, row: RowOutput | None, tick: int, step_ns: int) -> Output | None:
         """The session's output, its slack still to come; None for a row that makes none. Call after
@@ -55,7 +63,9 @@ class Emitter:
                 what = "nothing" if row is None else "numbers that are not finite"
                 self._end(share, CloseCode.NOT_FINITE, f"the model gave {what} at tick {tick}")
                 return None
-            return self._output(share, row, tick, step_ns) if share.held.live else None
+            if not share.held.live:
+                return None
+            return self._annotate(self._output(share, row, tick, step_ns))
         except Exception as error:
             log.exception("session %s: tick %d could not be emitted", session_id, tick)
             self._end(share, CloseCode.INTERNAL, f"its output failed: {error}")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from microturn.runtime.errors import CloseReason, QueueFull, SessionClosed
-from microturn.runtime.queues import AudioQueue, IdQueue, Patches, PatchQueue, Samples
+from microturn.runtime.queues import AudioQueue, Frame, IdQueue, Patches, PatchQueue, Samples
 
 if TYPE_CHECKING:
     from microturn.model.family import Sampling
@@ -52,6 +52,29 @@ class Counters:
     late_ticks: int = 0
 
 
+@dataclass(frozen=True)
+class InboxState:
+    """What a snapshot holds of an inbox.
+
+    audio       samples that wait; context_ids, frames likewise
+    unmarked    dropped samples that no output has told of yet
+    replaced    frames that newer ones took the place of
+    owed        see Inbox
+    """
+
+    audio: Samples
+    context_ids: tuple[int, ...]
+    frames: tuple[Frame, ...]
+    sampling: Sampling
+    counters: Counters
+    live: bool
+    paused: bool
+    draining: bool
+    unmarked: int
+    replaced: int
+    owed: int
+
+
 class Inbox:
     """Bounded queues and switches of one session, under one lock that is only ever held briefly.
 
@@ -90,6 +113,49 @@ class Inbox:
         """Raises SessionClosed."""
         if self.closed is not None:
             raise SessionClosed(self.session_id, self.closed)
+
+    def save(self) -> InboxState:
+        """A copy. Call between ticks. Raises SessionClosed."""
+        with self.lock:
+            self.check_open()
+            return InboxState(
+                self.audio.waiting(),
+                self.context.waiting(),
+                self.patches.waiting(),
+                self.sampling,
+                replace(self.counters),
+                self.live,
+                self.paused,
+                self.draining,
+                self._unmarked,
+                self.patches.replaced,
+                self.owed,
+            )
+
+    def load(self, state: InboxState) -> None:
+        """A new inbox goes on where another stood. Raises QueueFull when a queue here is too small
+        for what waited there.
+        """
+        patches = sum(len(frame.patches) for frame in state.frames)
+        for what, count, queue, knob in (
+            ("samples", len(state.audio) * (not state.draining), self.audio, "input_queue_ms"),
+            ("context tokens", len(state.context_ids), self.context, "context_queue_rows"),
+            ("image patches", patches, self.patches, "image_queue_rows"),
+        ):
+            if count > queue.capacity:
+                raise QueueFull(
+                    f"session {self.session_id}: {count} {what} waited where it was saved, the "
+                    f"queue here holds {queue.capacity}; raise {knob}"
+                )
+        with self.lock:
+            self.audio.push(state.audio, tail=True)
+            self.context.push(state.context_ids)
+            self.patches.refill(state.frames)
+            self.patches.replaced = state.replaced
+            self.sampling = state.sampling
+            self.counters = replace(state.counters)
+            self.live, self.paused, self.draining = state.live, state.paused, state.draining
+            self._unmarked, self.owed = state.unmarked, state.owed
 
     def drain(self, tail: Samples) -> None:
         """The last samples: the session ends when all is heard. Raises SessionClosed."""

@@ -54,6 +54,7 @@ class TickLoop:
         predict: Predictor = unknown,
         observe: Callable[[TickPlan, int], object] = lambda plan, ns: None,
         record: Recorder | None = None,
+        between: Callable[[int], object] = lambda slack_ns: None,
     ) -> None:
         self._clock = clock
         self._period = period_ns
@@ -69,6 +70,7 @@ class TickLoop:
         self._predict = predict
         self._observe = observe
         self._record = record
+        self._between = between
         self._grid: Grid | None = None
         self._next = 0
 
@@ -96,7 +98,8 @@ class TickLoop:
                 "tick %d ran %.1f ms, %d skipped", tick, (now - grid.due(tick)) / 1e6, skipped
             )
         self._climb(tick, late or (skipped > 0 and bool(plan.rows)))
-        self._collector.in_slack(grid.due(self._next) - now)
+        self._between(grid.due(self._next) - self._clock.now())
+        self._collector.in_slack(grid.due(self._next) - self._clock.now())
         return plan
 
     def _run(self, tick: int, grid: Grid) -> tuple[TickPlan, bool]:

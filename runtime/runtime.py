@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
+import os
 import secrets
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from microturn.model.family import ModelFamily, Sampling
 from microturn.runtime import machine
 from microturn.runtime.admission import slots_within
+from microturn.runtime.background import Background
 from microturn.runtime.clock import Clock, RealClock
 from microturn.runtime.config import RuntimeConfig, build_config
+from microturn.runtime.conversation import Conversation, Source
 from microturn.runtime.cpu_engine import CpuEngine
+from microturn.runtime.delegation import Delegations, Desk
 from microturn.runtime.dump import DumpWriter, Header
 from microturn.runtime.emit import Emitter, Voice
 from microturn.runtime.engine import Engine
@@ -30,19 +36,25 @@ from microturn.runtime.errors import (
     QueueFull,
     RuntimeClosed,
     RuntimeFull,
+    SnapshotError,
 )
 from microturn.runtime.foresight import Foresight
 from microturn.runtime.garbage import SlackCollector
 from microturn.runtime.inbox import Budget, Inbox
+from microturn.runtime.keeper import Keeper
 from microturn.runtime.loop import Predictor, TickLoop, unknown
 from microturn.runtime.metrics import Metrics
+from microturn.runtime.mover import Mover
 from microturn.runtime.plan import TickPlan
 from microturn.runtime.queues import AudioQueue, IdQueue, OutputQueue, PatchQueue
 from microturn.runtime.scheduler import Scheduler, Seat
 from microturn.runtime.session import Session, context_ids
+from microturn.runtime.snapshot import SnapshotInfo
 from microturn.runtime.versions import versions
 
 log = logging.getLogger("microturn.runtime")
+
+T = TypeVar("T")
 
 
 class Runtime:
@@ -67,6 +79,7 @@ class Runtime:
         engine: Engine | None = None,
         clock: Clock | None = None,
         start: bool | None = None,
+        background: Background | None = None,
         predict: Predictor = unknown,
         **overrides: Any,
     ) -> None:
@@ -75,6 +88,7 @@ class Runtime:
         model   a loaded family; otherwise `checkpoint` or `preset` is loaded
         engine  in place of the device's own
         clock   RealClock unless given; start=None starts the thread unless the clock is by hand
+        background  asked by sessions that delegate, unless opened with one of their own
         predict seconds that a plan takes: what may be caught up; without it nothing is
 
         Raises ConfigError, and what loading the model raises.
@@ -104,9 +118,26 @@ class Runtime:
         starts = not self.clock.by_hand if start is None else start
         self._weights = self.family.digest() if config.dump else ""
         self._dump = DumpWriter(Path(config.dump), wait=not starts) if config.dump else None
+        self._sessions: dict[str, Session] = {}
+        self._background = background
+        self._delegations = Delegations(
+            self.clock,
+            self.family.delegate_id,
+            workers=config.background_workers,
+            timeout_s=config.background_timeout_s,
+        )
+        self._mover = Mover(
+            self.family, self._engine, self._scheduler, self._delegations, self._sessions
+        )
+        self._keeper = Keeper(
+            self.clock,
+            self._mover.copy,
+            lambda: tuple(self._sessions),
+            self._snapshots(),
+            config.snapshot_every_s,
+        )
         self._loop = self._make_loop()
         self._opened = itertools.count()
-        self._sessions: dict[str, Session] = {}
         self._stop = threading.Event()
         self._ticking = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -128,6 +159,18 @@ class Runtime:
             took,
         )
         return took
+
+    def _snapshots(self) -> Path | None:
+        """The folder of periodic snapshots, once it is known that there can be some."""
+        folder = self.config.snapshots
+        if folder is None:
+            return None
+        try:
+            log.info("snapshots of weights %s", self._mover.model["weights"][:12])
+            self._mover.engine  # noqa: B018
+        except SnapshotError as error:
+            raise ConfigError(f"snapshots: {error}") from None
+        return Path(folder)
 
     def _slots(self) -> int:
         config, (_, free) = self.config, machine.memory_bytes()
@@ -151,7 +194,7 @@ class Runtime:
             shape.tick_ms * 1_000_000,
             self._scheduler,
             self._engine,
-            Emitter(voice, self._scheduler),
+            Emitter(voice, self._scheduler, self._delegations.annotate),
             self.metrics,
             self._collector,
             policy=self.config.lateness,
@@ -160,6 +203,7 @@ class Runtime:
             predict=self._predict,
             observe=self.foresight.observe,
             record=self._dump.tick if self._dump else None,
+            between=self._keeper.between_ticks,
         )
 
     @property
@@ -194,12 +238,14 @@ class Runtime:
         seed: int | None = None,
         voice: str | None = None,
         sampling: Sampling | None = None,
+        background: Background | None = None,
     ) -> Session:
         """A new session; it takes part from the next tick on.
 
         instructions  context it begins with; the session is warming until that has been fed
         seed          of its sampling: the same seed and inputs give the same bits
         voice         refused by models that have only their own
+        background    its own background model, in place of the runtime's
 
         Raises RuntimeFull with a reason and a retry hint when there is no slot, time or memory for
         it, InputError, QueueFull when
@@ -220,22 +266,19 @@ class Runtime:
                 f"{len(ids)} tokens of instructions, the queue holds {inbox.context.capacity}; "
                 f"shorten them or raise context_queue_rows"
             )
-        session = Session(
-            inbox,
-            outbox,
-            seed=seed,
-            input_rate=self.family.shape.input_rate,
-            tokenizer=self.family.tokenizer,
-            speak_ids=self.family.speak_ids,
-            end=self._scheduler.end,
-        )
-        if self._dump is not None:
-            self._dump.open(self._header(session))
-        self._sessions[session.id] = session
+        conversation = Conversation()
+        if instructions:
+            conversation.told(Source.INSTRUCTIONS, instructions)
+        session = self._session(inbox, outbox, seed, conversation)
         try:
+            self._delegations.join(self._desk(session, conversation, background))
+            if self._dump is not None:
+                self._dump.open(self._header(session))
+            self._sessions[session.id] = session
             self._scheduler.admit(inbox, outbox, seed)
         except BaseException as error:  # out of memory too: nothing of it stays
-            self._sessions.pop(session.id)
+            self._sessions.pop(session.id, None)
+            self._delegations.leave(session.id)
             if self._dump is not None:
                 self._dump.forget(session.id)
             if isinstance(error, RuntimeFull):
@@ -247,6 +290,72 @@ class Runtime:
             self._scheduler.end(session.id, _RUNTIME_CLOSED)
             self._check_ready()
         return session
+
+    def snapshot(
+        self, session_id: str, path: str | os.PathLike[str], *, timeout_s: float = 60.0
+    ) -> SnapshotInfo:
+        """Saves a session in a file, from which `restore` goes on bit for bit, here or elsewhere.
+
+        Waits until the file is safe on disk: the session is copied between two ticks, and written
+        by another thread. Until then `path` holds what it held before. What the session was given
+        is in it, what it has not heard or seen yet too, and the outputs that nobody has read: the
+        restored session gives them first.
+
+        Raises SnapshotError, SessionClosed, TimeoutError, RuntimeClosed.
+        """
+        self._check_ready()
+        self._mover.engine  # noqa: B018
+        _ = self._mover.model
+        return self._between(self._keeper.save(session_id, Path(path)), timeout_s)
+
+    def restore(
+        self, path: str | os.PathLike[str], *, background: Background | None = None
+    ) -> Session:
+        """A session goes on where its snapshot was taken, with the id it had.
+
+        Inputs and seed being the same, so are all bits, on the same versions and device. Its
+        delegations under way are asked again. It is not dumped: a dump begins with its session.
+
+        Raises SnapshotError for what cannot be read or is of another model, and while the session
+        is open here; RuntimeFull, QueueFull when queues here are smaller, RuntimeClosed.
+        """
+        self._check_ready()
+        state = self._mover.read(Path(path))
+        spoken = state.spoken
+        if state.session_id in self._sessions:
+            raise SnapshotError(f"session {state.session_id} is open here; close it first")
+        inbox, outbox = self._queues(state.session_id, spoken.inbox.sampling)
+        conversation = Conversation()
+        session = self._session(inbox, outbox, spoken.seed, conversation)
+        session.load(spoken, state.seat.position * self.family.shape.tick_ms)
+        desk = self._desk(session, conversation, background)
+
+        def admit() -> Seat:
+            try:
+                seat = self._scheduler.admit(inbox, outbox, spoken.seed)
+            except RuntimeFull:
+                self.metrics.refused()
+                raise
+            self.metrics.opened()
+            self._sessions[session.id] = session
+            self._delegations.join(desk)
+            return seat
+
+        def put() -> None:
+            self._mover.put(state, session, admit)
+            self._delegations.resume(desk, state.desk)
+
+        self._between(self._keeper.run(put), None)
+        log.info("session %s restored at tick %d of its own", session.id, state.seat.position)
+        return session
+
+    def _between(self, future: Future[T], timeout_s: float | None) -> T:
+        """What a job between ticks gives. Without a clock thread, there is no tick now."""
+        if self._thread is None:
+            with self._ticking:
+                while self._keeper.between_ticks(math.inf):
+                    pass
+        return future.result(timeout_s)
 
     def tick(self) -> TickPlan:
         """One tick by hand: waits for its due time on the runtime's clock, and runs it.
@@ -297,7 +406,9 @@ class Runtime:
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._keeper.close()
         self._end_all(_RUNTIME_CLOSED)
+        self._delegations.close()
         self._collector.stop()
         if self._dump is not None:
             self._dump.close()
@@ -326,6 +437,7 @@ class Runtime:
         self.failure = error
         self._collector.stop()
         detail = f"the clock thread died: {type(error).__name__}: {error}"
+        self._keeper.close()
         self._end_all(CloseReason(CloseCode.INTERNAL, detail))
 
     def _end_all(self, reason: CloseReason) -> None:
@@ -334,6 +446,8 @@ class Runtime:
 
     def _ended(self, seat: Seat, reason: CloseReason) -> None:
         self._sessions.pop(seat.session_id, None)
+        self._delegations.leave(seat.session_id)
+        self._keeper.ended(seat.session_id, forget=reason.code is CloseCode.CLOSED)
         counters, per_ms = seat.inbox.counters, self.family.shape.input_rate / 1000
         self.metrics.closed(
             reason.code,
@@ -356,6 +470,27 @@ class Runtime:
         )
         drops = config.output_overflow == "drop_oldest"
         return inbox, OutputQueue(config.output_queue_ticks, drops)
+
+    def _session(
+        self, inbox: Inbox, outbox: OutputQueue, seed: int, conversation: Conversation
+    ) -> Session:
+        return Session(
+            inbox,
+            outbox,
+            seed=seed,
+            input_rate=self.family.shape.input_rate,
+            tokenizer=self.family.tokenizer,
+            speak_ids=self.family.speak_ids,
+            end=self._scheduler.end,
+            conversation=conversation,
+            cancel=self._delegations.cancel,
+            snapshot=self.snapshot,
+        )
+
+    def _desk(
+        self, session: Session, conversation: Conversation, background: Background | None
+    ) -> Desk:
+        return Desk(session.id, conversation, background or self._background, session.prepare)
 
     def _header(self, session: Session) -> Header:
         return Header(

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from microturn.runtime.audio_input import Resampler, check_rate, to_mono
+from microturn.runtime.background import Answer
+from microturn.runtime.conversation import Conversation, Line, Source
 from microturn.runtime.errors import (
     AudioError,
     CloseCode,
     CloseReason,
     ContextError,
     InputError,
+    QueueFull,
     SessionClosed,
 )
 from microturn.runtime.image_input import Pixels, to_patches, to_pixels
 from microturn.runtime.inbox import Inbox
 from microturn.runtime.output import Output
 from microturn.runtime.queues import OutputQueue
+from microturn.runtime.session_state import SpokenState
+from microturn.runtime.snapshot import SnapshotInfo
 
 if TYPE_CHECKING:
     from microturn.model.family import Sampling
+
+
+BUSY_S = 0.001
+"""What a copy between ticks waits for a push under way; it is asked for again after the next."""
 
 
 class Words(Protocol):
@@ -72,6 +83,9 @@ class Session:
         tokenizer: Words | None,
         speak_ids: Sequence[int],
         end: Callable[[str, CloseReason], None],
+        conversation: Conversation,
+        cancel: Callable[[str, str], bool],
+        snapshot: Callable[[str, Path], SnapshotInfo],
     ) -> None:
         self._inbox = inbox
         self._outbox = outbox
@@ -79,6 +93,9 @@ class Session:
         self._tokenizer = tokenizer
         self._speak_ids = tuple(speak_ids)
         self._end = end
+        self._conversation = conversation
+        self._cancel = cancel
+        self._snapshot = snapshot
         self._resampler = Resampler(input_rate)
         self._pushing = threading.Lock()
         self._last_frame: Pixels | None = None
@@ -118,6 +135,11 @@ class Session:
             waiting_audio_ms=len(inbox.audio) / per_ms,
             waiting_outputs=len(self._outbox),
         )
+
+    @property
+    def conversation(self) -> tuple[Line, ...]:
+        """What it was told and has said: what its background model is given."""
+        return self._conversation.lines()
 
     def push_audio(self, pcm: Any, rate: float) -> None:
         """pcm [n] or [n, channels], int16 or float in [-1, 1], at `rate` Hz.
@@ -167,6 +189,7 @@ class Session:
         with self._pushing:
             self._check_open()
             self._inbox.push_context(ids)
+        self._conversation.told(Source.CONTEXT, text)
 
     def update(self, *, sampling: Sampling) -> None:
         """From the next tick on. Raises InputError, SessionClosed."""
@@ -203,6 +226,56 @@ class Session:
         with self._pushing, contextlib.suppress(SessionClosed):
             if not self._inbox.draining:
                 self._inbox.drain(self._resampler.flush())
+
+    def cancel_delegation(self, delegation_id: str) -> bool:
+        """Nobody waits for its answer any more, and the next output says so; the background model
+        may notice. False when it was over before. Raises InputError for one that never was.
+        """
+        return self._cancel(self.id, delegation_id)
+
+    def snapshot(self, path: str | os.PathLike[str]) -> SnapshotInfo:
+        """See Runtime.snapshot."""
+        return self._snapshot(self.id, Path(path))
+
+    def save(self) -> SpokenState | None:
+        """For a snapshot, between ticks; None while a push is under way. Raises SessionClosed."""
+        if not self._pushing.acquire(timeout=BUSY_S):
+            return None
+        try:
+            return SpokenState(
+                self.seed,
+                self._resampler.save(),
+                self._last_frame,
+                self._inbox.save(),
+                self._outbox.save(),
+                self._conversation.lines(),
+            )
+        finally:
+            self._pushing.release()
+
+    def load(self, state: SpokenState, now_ms: float) -> None:
+        """A new session goes on where another stood. Raises QueueFull when less may wait here."""
+        self._inbox.load(state.inbox)
+        if not self._outbox.load(state.outbox):
+            raise QueueFull(
+                f"session {self.id}: {len(state.outbox.outputs)} outputs were not read where it "
+                f"was saved, fewer may wait here; raise output_queue_ticks"
+            )
+        self._resampler.resume(state.resampler)
+        self._last_frame = state.last_frame
+        self._conversation.refill(state.lines, now_ms)
+
+    def prepare(self, answer: Answer) -> Callable[[], None]:
+        """A background model's answer, tokenized, and what lets it in, which raises QueueFull or
+        SessionClosed. Raises ContextError.
+        """
+        ids = context_ids(answer.text, self._tokenizer, self._speak_ids if answer.speak else None)
+
+        def enter() -> None:
+            self._inbox.push_context(ids)
+            self._conversation.told(Source.BACKGROUND, answer.text)
+
+        return enter
 
     def poll(self) -> Output | None:
         """The next output if there is one."""
