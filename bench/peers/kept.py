@@ -87,7 +87,7 @@ class Kept:
 
 
 def kept(inputs: OpInputs, *, scaled_queries: bool = True) -> Kept:
-    """Raises Unavailable where lines differ in length, or there are no arenas.
+    """Raises Unavailable where lines differ in length, there are sinks, or there are no arenas.
 
     scaled_queries: queries times the log scale; else the caller scales logits
     """
@@ -95,6 +95,8 @@ def kept(inputs: OpInputs, *, scaled_queries: bool = True) -> Kept:
     n = rows.line_length
     if n is None or state is None:
         raise Unavailable("its calls take a batch of lines with equally many rows, over kept keys")
+    if weights.num_sink_tokens:
+        raise Unavailable("it has no sinks: keys that stay visible behind the window")
     device, lines = x.q.device, rows.lines
     q = x.q
     tau = log_scale(rows.positions, weights) if scaled_queries else None

@@ -114,10 +114,10 @@ CASES = (
     AttentionCase((9,), (130,), 4, 4, 48, 100, "one row over a tile, no bias, a leaf skipped"),
     AttentionCase((40,), (0,), 6, 2, 32, 16, "window shorter than the line", extent=16),
     AttentionCase(
-        (50,), (0,), 4, 2, 32, 512, "extent shorter than the line, not a multiple of 16", extent=21
+        (50,), (0,), 2, 1, 32, 512, "extent shorter than the line, not a multiple of 16", extent=21
     ),
     AttentionCase(
-        (64,), (600,), 4, 2, 32, 512, "a full append pass that wraps around the ring", extent=512
+        (64,), (600,), 2, 1, 32, 512, "a full append pass that wraps around the ring", extent=512
     ),
     AttentionCase(
         (5,), (126,), 4, 2, 32, 300, "a page begun within the tick", kind="pages", extent=130
@@ -135,7 +135,7 @@ CASES = (
         log_floor=50,
     ),
     AttentionCase(
-        (2, 2), (400, 31), 8, 8, 64, 250, "the codec's transformer: rope, no bias", rope_theta=1e4
+        (2, 2), (400, 31), 2, 2, 64, 250, "the codec's transformer: rope, no bias", rope_theta=1e4
     ),
     AttentionCase(
         (5, 3, 2),
@@ -162,16 +162,23 @@ CASES = (
         sinks=140,
     ),
     AttentionCase(
-        (3,), (9_000,), 32, 8, 128, 512, "a tick of interaction-small, sliding layer", extent=512
+        (3,),
+        (9_000,),
+        8,
+        2,
+        128,
+        512,
+        "a tick of interaction-small, a quarter of a sliding layer",
+        extent=512,
     ),
     AttentionCase(
         (1,),
         (9_000,),
-        32,
-        8,
+        4,
+        1,
         128,
         8192,
-        "one row of interaction-small, global layer",
+        "one row of interaction-small, an eighth of a global layer",
         kind="pages",
         extent=1024,
         log_floor=128_000,

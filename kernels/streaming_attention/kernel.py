@@ -66,7 +66,7 @@ def _group_gap(gap, SINK_LEAVES: tl.constexpr, SINK_GROUPS: tl.constexpr):
         return tl.maximum((gap + SINK_LEAVES) // GROUP_LEAVES - SINK_GROUPS, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "window", "TILES", "RANGES"])
 def plan_step(
     slots_ptr,
     offsets_ptr,
@@ -171,7 +171,7 @@ def _turn(x_ptr, y_ptr, cos, sin, pair, inside, keep):
     tl.store(y_ptr + 2 * pair + 1, as_kept(even * sin + odd * cos, out), mask=inside & keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def append_rows(
     q_ptr,
     turned_ptr,
@@ -371,6 +371,7 @@ def _merge_segment(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     MERGE_Q: tl.constexpr,
     SINK_LEAVES: tl.constexpr,
@@ -389,7 +390,7 @@ def _merge_segment(
         cut = tl.minimum((begin // per + 1) * per, end)
         next_group = _spread(cut - begin, SINK_LEAVES, gap) // GROUP_LEAVES
         done = tl.where(cut < end, _packed(next_group, SINK_GROUPS, group_gap), 0)
-    for at in tl.static_range(0, BLOCK_Q, MERGE_Q):
+    for at in tl.static_range(0, TILE_ROWS * GROUP_PAD, MERGE_Q):
         n = at + tl.arange(0, MERGE_Q)
         valid = (n // GROUP_PAD < rows) & (n % GROUP_PAD < GROUP)
         top = tl.full((MERGE_Q,), NOTHING, tl.float32)
@@ -430,7 +431,7 @@ def _segment(segments_ptr, segment):
     return begin, gap, leaves, row, rows, position, slot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "EXTENT", "MAX_SEGMENTS", "SINGLES"])
 def attend(
     q_ptr,
     r_ptr,
@@ -678,6 +679,7 @@ def attend(
                         BLOCK_D,
                         GROUP,
                         GROUP_PAD,
+                        TILE_ROWS,
                         BLOCK_Q,
                         MERGE_Q,
                         SINK_LEAVES,

@@ -67,6 +67,7 @@ def trunk_calls(
                 extent=sizes.extent,
                 d_rel=config.d_rel,
                 log_floor=sizes.log_floor or 0,
+                sinks=sizes.num_sink_tokens,
                 max_rows=most,
                 append=False,
             ),

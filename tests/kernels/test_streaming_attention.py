@@ -84,7 +84,7 @@ SETUPS = {
     ),
     "ring with rope": Setup("ring", 2, 2, 64, AttentionWeights(250, 0.125, rope_theta=10_000.0)),
     "pages of more than a group": Setup(
-        "pages", 6, 2, 16, AttentionWeights(1100, 0.25, bank(64), log_floor=100, log_alpha=0.2)
+        "pages", 3, 1, 16, AttentionWeights(1100, 0.25, bank(64), log_floor=100, log_alpha=0.2)
     ),
     "ring with sinks": Setup("ring", 4, 2, 32, AttentionWeights(200, 1 / 32, num_sink_tokens=5)),
     "pages, sinks of two leaves": Setup(
@@ -223,9 +223,9 @@ def test_every_case_matches_a_loop(case: AttentionCase) -> None:
 
 @every_setup
 def test_any_cut_gives_the_same_bits_and_agrees_with_core(name: str) -> None:
-    """Long enough to wrap around every arena several times."""
+    """Long enough to wrap around every arena, small ones three times."""
     setup = SETUPS[name]
-    length = 4 * setup.state().k.capacity + 77 if setup.weights.window < 1000 else 2700
+    length = 3 * setup.state().k.capacity + 77 if setup.weights.window < 1000 else 2000
     x = setup.sequence(length)
     most = stream(x, setup.weights, even_cuts(length, MAX_ROWS), setup.state())
     some = stream(x, setup.weights, random_cuts(length, MAX_ROWS), setup.state(), slot=2)
@@ -480,6 +480,29 @@ def test_the_layout_of_the_worked_example() -> None:
     assert only.queries.tolist() == [*range(8), 8, 9, 9, 9, 9, 9, 9, 9]
 
 
+def test_the_layout_of_the_worked_example_with_sinks() -> None:
+    (only,) = build_parts(RowBatch.build([3], [5], [9000]), 512, 4, 1, 2)
+    assert only.leaf_index.tolist() == [0, 66, 67, 68, 69, 70] * 2
+    assert only.num_groups == 2
+    assert only.cells.tolist() == [0, 10, 11, 12, 13, 14, 16, 26, 27, 28, 29, 30]
+    assert only.leaves.index.tolist() == [0, 66, 67, 68, 69, 70]
+    assert only.runs == ((0, 0, 6), (6, 0, 6))
+    assert only.leaves.rows[0, 0].tolist() == [0, 1, 2] + [3] * 125
+
+
+def test_keys_between_sinks_and_window_are_not_read() -> None:
+    """Nor are those that a sink's leaf holds beside it, once they are behind the window."""
+    setup = SETUPS["ring with sinks"]
+    x, state = setup.sequence(360), setup.state()
+    want = stream(x, setup.weights, even_cuts(360, 50), setup.state())
+    stream(part(x, 0, 340), setup.weights, even_cuts(340, 50), state)
+    hidden = torch.arange(5, 340 - 200 + 1)
+    for arena in (state.k, state.v):
+        arena.write(torch.ones_like(hidden), hidden, torch.full((len(hidden), 2, 32), math.nan))
+    got = stream(part(x, 340, 360), setup.weights, [3, 17], state, at=340)
+    assert_bitwise_equal(got, want[340:])
+
+
 def test_tiles_of_a_line_share_its_leaves_across_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = RowBatch.build([3], [5], [700])
     (only,) = build_parts(rows, 512, 0, 1, 2)
@@ -506,6 +529,17 @@ def test_kv_specs_hold_the_window_and_a_tick() -> None:
     )
     assert (k.name, v.name) == ("trunk.3.kv.k", "trunk.3.kv.v")
     assert (k.kind, k.shape, k.capacity, k.page_size) == ("pages", (2, 16), 640, 128)
+    k, _ = kv_specs(
+        "trunk.3.kv",
+        kind="ring",
+        window=500,
+        max_rows_per_tick=64,
+        num_kv_heads=2,
+        head_dim=16,
+        cursor="rows",
+        num_sink_tokens=130,
+    )
+    assert (k.capacity, k.pinned) == (640 + 256, 256)
     with pytest.raises(ValueError, match="'twice'"):
         kv_specs(
             "x",
@@ -541,6 +575,16 @@ def test_bad_input_says_what_is_wanted() -> None:
     with pytest.raises(ValueError, match="whole leaves of 128 keys, got 200"):
         short = KVState(Ring(torch.zeros(1, 200, 2, 32)), state.v)
         streaming_attention(x, w, short, rows)
+    with pytest.raises(ValueError, match="num_sink_tokens is 0 or more, got -1"):
+        streaming_attention(x, replace(w, num_sink_tokens=-1), state, rows)
+    with pytest.raises(ValueError, match="must pin whole leaves of 128 keys for 4 sinks, got 0"):
+        streaming_attention(x, replace(w, num_sink_tokens=4), state, rows)
+    with pytest.raises(ValueError, match="keeps 128 positions, room for 29 beside a window of 100"):
+        pinned = KVState(replace(state.k, pinned=128), replace(state.v, pinned=128))
+        other = replace(w, num_sink_tokens=4, window=100)
+        streaming_attention(setup.sequence(30), other, pinned, RowBatch.build([0], [30], [0]))
+    with pytest.raises(ValueError, match="take num_sink_tokens 0 or no rope_theta, got 4 and 10"):
+        streaming_attention(x, replace(w, num_sink_tokens=4, rope_theta=10.0), state, rows)
 
 
 def test_out_is_used() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -60,10 +61,15 @@ def config(monkeypatch: pytest.MonkeyPatch, programs: int, **use: object) -> Ite
         yield
 
 
-def layer(device: str, kind: str = "ring", slots: int = 3) -> tuple[AttentionWeights, KVState]:
-    """4 query heads on 2 kv heads of 16, arenas full of random past, a NaN in every hidden row."""
+def layer(
+    device: str, kind: str = "ring", sinks: int = 0, window: int = WINDOW
+) -> tuple[AttentionWeights, KVState]:
+    """4 query heads on 2 kv heads of 16, 3 slots of arenas full of random past, for windows of up
+    to WINDOW.
+    """
     g = torch.Generator().manual_seed(1)
     bank = (torch.randn(EXTENT, 16, generator=g) / 4).T
+    slots = 3
     spec, _ = kv_specs(
         "kv",
         kind="ring",
@@ -72,6 +78,7 @@ def layer(device: str, kind: str = "ring", slots: int = 3) -> tuple[AttentionWei
         num_kv_heads=2,
         head_dim=16,
         cursor="rows",
+        num_sink_tokens=sinks,
     )
     leaves = spec.capacity // 128
     table = torch.randperm(slots * leaves, generator=g).view(slots, leaves).int()
@@ -79,11 +86,11 @@ def layer(device: str, kind: str = "ring", slots: int = 3) -> tuple[AttentionWei
     for _ in range(2):
         data = torch.randn(slots, spec.capacity, 2, 16, generator=g)
         if kind == "ring":
-            arenas.append(Ring(data))
+            arenas.append(Ring(data, spec.pinned))
         else:
-            arenas.append(Pages(data.view(-1, 128, 2, 16), table))
-    state = KVState(*arenas)
-    return to_device((replace(WEIGHTS, rel_bank=bank), state), device)  # type: ignore[no-any-return]
+            arenas.append(Pages(data.view(-1, 128, 2, 16), table, spec.pinned))
+    weights = replace(WEIGHTS, window=window, rel_bank=bank, num_sink_tokens=sinks)
+    return to_device((weights, KVState(*arenas)), device)  # type: ignore[no-any-return]
 
 
 def draw(length: int, device: str, seed: int = 2) -> AttentionInputs:
@@ -96,89 +103,96 @@ def part(x: AttentionInputs, start: int, stop: int) -> AttentionInputs:
     return map_tensors(lambda t: t[start:stop], x)
 
 
+def join(*parts: AttentionInputs) -> AttentionInputs:
+    names = ("q", "k", "v", "r")
+    return AttentionInputs(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+
 def copy(state: KVState) -> KVState:
     return map_tensors(torch.clone, state)
 
 
-@pytest.mark.parametrize("kind", ["ring", "pages"])
+ARENAS = {"ring": ("ring", 0), "pages with sinks": ("pages", 130)}
+AT, ROWS = 3900, 4
+
+
+@cache
+def alone(arena: str, device: str) -> Tensor:
+    """Rows of slot 1 from AT on, one by one, ranges that begin and end inside groups."""
+    weights, state = layer(device, *ARENAS[arena])
+    x = draw(ROWS, device)
+    with pytest.MonkeyPatch.context() as patch, config(patch, 14):
+        rows = [RowBatch.build([1], [1], [AT + i], device=device) for i in range(ROWS)]
+        return torch.cat(
+            [kernel(part(x, i, i + 1), weights, state, one) for i, one in enumerate(rows)]
+        )
+
+
 @pytest.mark.parametrize(
-    ("programs", "use"),
+    ("arena", "programs", "use"),
     [
-        (200, {}),  # a leaf a program
-        (2, {}),  # one program a kv head
-        (6, {}),  # ranges that begin and end inside groups
-        (10, {"PREFIX": False}),
-        (8, {"BLOCK_Q": 32, "PREFIX": False}),
-        (4, {"BLOCK_Q": 64}),
+        ("ring", 200, {}),  # a leaf a program
+        ("ring", 2, {}),  # one program a kv head
+        ("ring", 10, {"PREFIX": False}),
+        ("ring", 4, {"BLOCK_Q": 64}),
+        ("pages with sinks", 2, {}),
+        ("pages with sinks", 6, {}),  # ranges that begin and end inside groups
+        ("pages with sinks", 8, {"BLOCK_Q": 32, "PREFIX": False}),
     ],
 )
 def test_tiles_and_ranges_change_no_bits(
-    kind: str,
+    arena: str,
     programs: int,
     use: dict[str, object],
     device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor does company: the rows alone, one by one, and beside another line and an idle one."""
-    weights, state = layer(device, kind)
-    x, at = draw(5, device), 2900
-    with exact(device):  # type: ignore[attr-defined]
-        with config(monkeypatch, 14):
-            mine = copy(state)
-            want = [
-                kernel(
-                    part(x, i, i + 1),
-                    weights,
-                    mine,
-                    RowBatch.build([1], [1], [at + i], device=device),
-                )
-                for i in range(5)
-            ]
-        other, idle = draw(3, device, 5), draw(2, device, 6)
-        joined = map_tensors(lambda t: t, x)
-        joined = AttentionInputs(
-            *(
-                torch.cat([getattr(p, name) for p in (other, x, idle)])
-                for name in ("q", "k", "v", "r")
-            )
-        )
-        rows = RowBatch.build(
-            [2, 1, 0], [3, 5, 2], [500, at, 9], exec_mask=[True, True, False], device=device
-        )
-        with config(monkeypatch, programs, **use):
-            beside = copy(state)
-            got = kernel(joined, weights, beside, rows)
-    assert_bitwise_equal(got[3:8], torch.cat(want))
-    assert not got[8:].any()
+    weights, state = layer(device, *ARENAS[arena])
+    x = join(draw(3, device, 5), draw(ROWS, device), draw(2, device, 6))
+    lines, mask = ([2, 1, 0], [3, ROWS, 2], [500, AT, 9]), [True, True, False]
+    rows = RowBatch.build(*lines, exec_mask=mask, device=device)
+    beside = copy(state)
+    with exact(device), config(monkeypatch, programs, **use):  # type: ignore[attr-defined]
+        got = kernel(x, weights, beside, rows)
+        want = alone(arena, device)
+    assert_bitwise_equal(got[3 : 3 + ROWS], want)
+    assert not got[3 + ROWS :].any()
     reference = streaming_attention_reference(
-        *to_device((joined, weights, copy(state)), "cpu"),
-        RowBatch.build([2, 1, 0], [3, 5, 2], [500, at, 9], exec_mask=[True, True, False]),
+        *to_device((x, weights, state), "cpu"), RowBatch.build(*lines, exec_mask=mask)
     )
     assert_close(got.cpu(), reference, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("at", "cuts"), [(0, (1, 2, 17)), (100, (1, 2, 20, 3, 14))], ids=["from the first row", "later"]
+)
 def test_any_cut_of_a_stream_gives_the_same_bits(
-    device: str, monkeypatch: pytest.MonkeyPatch
+    at: int, cuts: tuple[int, ...], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the first row on, into arenas that hold a former tenant's NaN."""
-    weights, state = layer(device)
-    weights = replace(weights, window=150)
+    """Over the end of a leaf, in arenas that hold a former tenant's NaN; the sinks are seen inside
+    the window, then behind it.
+    """
+    weights, state = layer(device, sinks=5, window=97)
+    past, slot = torch.arange(at, device=device), torch.ones(at, dtype=torch.long, device=device)
     for arena in (state.k, state.v):
+        before = arena.read(slot, past)
         arena.data.fill_(float("nan"))
-    x = draw(160, device)
+        arena.write(slot, past, before)
+    x = draw(sum(cuts), device)
 
-    def run(cuts: list[int], programs: int) -> Tensor:
+    def run(cuts: tuple[int, ...], programs: int) -> Tensor:
         mine, outs, start = copy(state), [], 0
         with config(monkeypatch, programs), exact(device):  # type: ignore[attr-defined]
             for count in cuts:
-                rows = RowBatch.build([1], [count], [start], device=device)
+                rows = RowBatch.build([1], [count], [at + start], device=device)
                 outs.append(kernel(part(x, start, start + count), weights, mine, rows))
                 start += count
         return torch.cat(outs)
 
-    most = run([40] * 4, 4)
+    most = run((sum(cuts),), 4)
     assert bool(torch.isfinite(most).all())
-    assert_bitwise_equal(run([1, 2, 37, 40, 3, 40, 37], 2), most)
+    assert_bitwise_equal(run(cuts, 2), most)
 
 
 def test_another_order_of_leaves_does_change_bits(
@@ -200,10 +214,11 @@ def test_another_order_of_leaves_does_change_bits(
 
 
 def test_a_dropped_term_fails_the_comparison(device: str) -> None:
-    weights, state = layer(device)
-    x, rows = draw(3, device), RowBatch.build([1], [3], [2900], device=device)
+    weights, state = layer(device, sinks=4, window=250)
+    weights = replace(weights, log_floor=100)
+    x, rows = draw(1, device), RowBatch.build([1], [1], [2900], device=device)
     want = streaming_attention_reference(
-        *to_device((x, weights, copy(state)), "cpu"), RowBatch.build([1], [3], [2900])
+        *to_device((x, weights, copy(state)), "cpu"), RowBatch.build([1], [1], [2900])
     )
     assert_close(kernel(x, weights, copy(state), rows).cpu(), want, 1e-5)
     assert weights.rel_bank is not None
@@ -211,8 +226,9 @@ def test_a_dropped_term_fails_the_comparison(device: str) -> None:
         "no bias": replace(weights, rel_bank=weights.rel_bank * 0),
         "bias one off": replace(weights, rel_bank=weights.rel_bank.roll(1, 1)),
         "no tau": replace(weights, log_floor=None),
-        "window one longer": replace(weights, window=WINDOW + 1),
-        "window one shorter": replace(weights, window=WINDOW - 1),
+        "window one longer": replace(weights, window=251),
+        "window one shorter": replace(weights, window=249),
+        "one sink less": replace(weights, num_sink_tokens=3),
     }
     for what, other in wrong.items():
         got = kernel(x, other, copy(state), rows).cpu()
@@ -225,7 +241,7 @@ def test_a_planted_bug_in_the_fold_is_caught(device: str, monkeypatch: pytest.Mo
         pytest.skip("a compiled kernel is not patched")
     from microturn.kernels.streaming_attention import kernel as module
 
-    weights, state = layer(device)
+    weights, state = layer(device, window=300)
     x, rows = draw(1, device), RowBatch.build([1], [1], [2900])
     want = streaming_attention_reference(x, weights, copy(state), rows)
     plain = module.fold
@@ -238,16 +254,17 @@ def test_a_planted_bug_in_the_fold_is_caught(device: str, monkeypatch: pytest.Mo
 
 
 def test_what_no_query_sees_is_not_read(device: str) -> None:
-    """A query of NaN stays alone, too."""
-    weights, state = layer(device)
+    """Nor the keys between sinks and window. A query of NaN stays alone, too."""
+    weights, state = layer(device, sinks=130, window=300)
     x, rows = draw(3, device), RowBatch.build([1], [3], [2000], device=device)
     want = kernel(x, weights, copy(state), rows)
     poisoned = copy(state)
-    capacity = state.k.capacity
+    later = range(2003, 2000 - 300 + 1 + state.k.capacity - state.k.pinned)
+    hidden = torch.tensor([*range(130, state.k.pinned), *later], device=device)
+    slot = torch.ones_like(hidden)
     for arena in (poisoned.k, poisoned.v):
         arena.data[0] = arena.data[2] = float("nan")
-        for p in range(2003, 2000 - WINDOW + 1 + capacity):
-            arena.data[1, p % capacity] = float("nan")
+        arena.write(slot, hidden, arena.read(slot, hidden) * float("nan"))
     assert_bitwise_equal(kernel(x, weights, poisoned, rows), want)
     x.q[1] = float("nan")
     got = kernel(x, weights, copy(state), rows)
@@ -256,7 +273,7 @@ def test_what_no_query_sees_is_not_read(device: str) -> None:
 
 
 def test_keys_already_kept_are_attended_in_one_launch(device: str) -> None:
-    weights, state = layer(device)
+    weights, state = layer(device, window=300)
     x = draw(3, device)
     rows = RowBatch.build([1], [3], [2000], device=device)
     with recording() as launches:

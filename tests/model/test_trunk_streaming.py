@@ -87,6 +87,29 @@ def test_a_stream_is_the_whole_sequence(trunk: Trunk, streams: Tensor) -> None:
         assert_close(got, part, 1e-5)
 
 
+def test_sinks_stay_visible_far_behind_the_windows(trunk: Trunk, streams: Tensor) -> None:
+    """As in the whole sequence, which without any one kind of sinks is another."""
+    x = streams[0]
+
+    def with_sinks(of_global: int, of_sliding: int) -> Trunk:
+        sizes = {"num_sink_tokens": of_global, "local_num_sink_tokens": of_sliding}
+        other = Trunk(dataclasses.replace(CONFIG, global_window=70, **sizes))
+        other.load_state_dict(trunk.state_dict())
+        return other.eval()
+
+    def whole(net: Trunk) -> Tensor:
+        with torch.no_grad():
+            return net(x, None, RowBatch.build([0], [ROWS], [0]))
+
+    sinks = with_sinks(3, 2)
+    got = feed(sinks, fresh(sinks, 2), x, random_cuts(ROWS, 50), slot=1)
+    assert_close(got, whole(sinks), 1e-5)
+    assert_bitwise_equal(got, feed(sinks, fresh(sinks, 1), x, [60] * 5))
+    for fewer in ((2, 2), (3, 1)):
+        with pytest.raises(AssertionError, match="error ratio"):
+            assert_close(got[-50:], whole(with_sinks(*fewer))[-50:], 1e-4)
+
+
 def test_sessions_out_of_step_do_not_see_each_other(trunk: Trunk, streams: Tensor) -> None:
     """Three sessions start at different times, bring other row counts each step and sometimes
     pause; padding lines stand between them. Each is bitwise what it is alone.
@@ -181,6 +204,7 @@ def test_sizes_that_do_not_fit_are_named() -> None:
         "top_k must be at most num_experts": {"top_k": 9},
         "unpadded_vocab_size must be at most vocab_size = 50": {"unpadded_vocab_size": 51},
         "num_dense_layers must be 0 to 3": {"num_dense_layers": 4},
+        "local_num_sink_tokens must be 0 or more": {"local_num_sink_tokens": -1},
     }
     for text, change in bad.items():
         with pytest.raises(ValueError, match=text):
