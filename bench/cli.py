@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from microturn.bench import cli_ops
+from microturn.bench import cli_ops, cli_system
 from microturn.bench.cli_interactivity import interactivity
 from microturn.bench.cli_ops import finish
 from microturn.runtime.cli.errors import OneLineErrors, usage_errors
@@ -20,6 +20,9 @@ WIDTH = 120
 SUITES = {
     "ops": "each op beside its peers, checked and timed: run, report, compile, predict",
     "tick": "whole ticks of the runtime: step times, slack, deadline misses",
+    "capacity": "the largest number of sessions held at a tick and a miss rate",
+    "load": "sessions arrive at a rate that rises to twice what is held",
+    "soak": "sessions that stay: misses, and what grows with age",
     "loading": "a random release made on the spot: GB/s, peak memory while it loads",
     "interactivity": "who says the right thing at the right time: the model, and a harness",
     "weights": "the error of weights stored as bf16 and fp8, on random layers",
@@ -161,6 +164,9 @@ app.command()(cli_ops.run)
 app.command()(cli_ops.report)
 app.command("compile")(cli_ops.compile_)
 app.command()(cli_ops.predict)
+app.command()(cli_system.capacity)
+app.command()(cli_system.load)
+app.command()(cli_system.soak)
 app.command()(interactivity)
 
 

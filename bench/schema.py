@@ -41,6 +41,7 @@ TICK_NUMBERS = (
     "miss_rate_upper95",
     "sessions",
 )
+OVER_TIME = ("tick", "capacity", "load", "soak")
 ORACLE_NUMBERS = ("seed", "configs", "rejected", "failures", "max_abs_diff", "bar")
 CHAOS_NUMBERS = ("seed", "worlds", "session_ticks", "ticks", "misses", "skipped", "violations")
 CASE = re.compile(r"^[A-Za-z_]\w*=[^,=\s]+(,[A-Za-z_]\w*=[^,=\s]+)*$")
@@ -107,7 +108,7 @@ def _row(where: str, row: Any) -> None:
     if op in (*OP_NAMES, *COMPOSED):
         for field in OP_NUMBERS:
             _need(field in row, f"{where}.{field}", "is missing; null when it is not known")
-    if op == "tick":
+    if op in OVER_TIME:
         for field in TICK_NUMBERS:
             _need(_is_number(row.get(field)), f"{where}.{field}", "must be a number of 0 or more")
         _need(row["misses"] <= row["ticks"], f"{where}.misses", "cannot exceed ticks")
