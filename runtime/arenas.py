@@ -151,6 +151,7 @@ class Arenas:
                 rest = rest[len(part) :]
         for name, value in state.cursors.items():
             self._cursors[name][slot] = value
+            self.committed(name, slot)  # a device has it all before any queue goes on
 
     def _kept(self, spec: ArenaSpec, slot: int, count: int) -> list[Tensor]:
         """Views [n, *shape] of a slot's first `count` places. Positions fill places from the first

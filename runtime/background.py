@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from microturn.runtime.conversation import Line
+from microturn.runtime.conversation import Line, lines_from_json
 from microturn.runtime.errors import BackgroundError, ConfigError
 
 
@@ -39,6 +39,12 @@ class DelegationRequest:
             "offset_ms": self.offset_ms,
             "context": [line._asdict() for line in self.context],
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DelegationRequest:
+        """What `to_json` gave. Raises KeyError, ValueError."""
+        context = lines_from_json(values["context"])
+        return cls(values["id"], values["session"], values["offset_ms"], context)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAX_CHARS = 100_000
 """Of a conversation: sessions have no maximum age. The oldest lines go, instructions stay."""
@@ -35,6 +35,11 @@ class Line(NamedTuple):
     ms: float
     source: Source
     text: str
+
+
+def lines_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[Line, ...]:
+    """Of `Line._asdict()`. Raises KeyError, ValueError."""
+    return tuple(Line(v["ms"], Source(v["source"]), v["text"]) for v in values)
 
 
 class Conversation:
@@ -79,12 +84,10 @@ class Conversation:
         """The media time now."""
         self._now = ms
 
-    def lines(self, until_ms: float = float("inf")) -> tuple[Line, ...]:
-        """Instructions, then the others by time, begun at `until_ms` at the latest."""
+    def lines(self) -> tuple[Line, ...]:
+        """Instructions, then the others by time."""
         with self._lock:
-            return tuple(
-                line for line in (*self._instructions, *self._lines) if line.ms <= until_ms
-            )
+            return (*self._instructions, *self._lines)
 
     def refill(self, lines: Sequence[Line], now_ms: float) -> None:
         """Goes on with what `lines` gave elsewhere."""

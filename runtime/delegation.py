@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from microturn.runtime.background import Answer, Background, DelegationRequest
 from microturn.runtime.clock import Clock
-from microturn.runtime.conversation import Conversation, Line, Source
+from microturn.runtime.conversation import Conversation, Line, lines_from_json
 from microturn.runtime.errors import InputError, QueueFull, SessionClosed
 
 if TYPE_CHECKING:
@@ -92,12 +92,12 @@ class DeskState:
     """What a snapshot holds of a session's delegations.
 
     count    made so far
-    pending  [id, offset_ms]: their background model is asked again
+    pending  their background model is asked again
     events   that no output has carried yet
     """
 
     count: int
-    pending: Sequence[tuple[str, float]]
+    pending: Sequence[DelegationRequest]
     events: Sequence[DelegationEvent]
 
 
@@ -126,7 +126,7 @@ class Desk:
 
     def save(self) -> DeskState:
         """Call with `lock` held."""
-        pending = [(p.request.id, p.request.offset_ms) for p in self.pending.values()]
+        pending = [p.request for p in self.pending.values()]
         return DeskState(self.count, pending, tuple(self.events))
 
     def finish(
@@ -174,8 +174,8 @@ class Delegations:
         with desk.lock:
             desk.count = state.count
             desk.events += state.events
-            for name, offset_ms in state.pending:
-                self._ask(desk, name, offset_ms, desk.conversation.lines(offset_ms))
+            for request in state.pending:
+                self._ask(desk, request.id, request.offset_ms, request.context)
 
     def desk(self, session_id: str) -> Desk:
         """Raises KeyError for a session that is not open."""
@@ -334,7 +334,7 @@ def event_from_json(values: Mapping[str, Any]) -> DelegationEvent:
         values["id"],
         values["session"],
         values["offset_ms"],
-        tuple(Line(v["ms"], Source(v["source"]), v["text"]) for v in values.get("context", ())),
+        lines_from_json(values.get("context", ())),
         DelegationFailure(failure) if failure else None,
         values.get("detail", ""),
     )

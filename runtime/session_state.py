@@ -6,7 +6,7 @@ No torch before something is unpacked.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microturn.runtime.audio_input import ResamplerState
-from microturn.runtime.conversation import Line, Source
+from microturn.runtime.background import DelegationRequest
+from microturn.runtime.conversation import Line, lines_from_json
 from microturn.runtime.delegation import DeskState, event_from_json
 from microturn.runtime.engine import SlotState
 from microturn.runtime.errors import SnapshotError
@@ -86,7 +87,7 @@ def pack(state: SessionState) -> Snapshot:
         "lines": [line._asdict() for line in spoken.lines],
         "delegations": {
             "count": state.desk.count,
-            "pending": list(state.desk.pending),
+            "pending": [request.to_json() for request in state.desk.pending],
             "events": [event.to_json() for event in state.desk.events],
         },
     }
@@ -135,12 +136,12 @@ def _unpack(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Ses
         arrays.get("last_frame"),
         inbox,
         OutboxState(outputs, *facts["outbox"]),
-        tuple(Line(v["ms"], Source(v["source"]), v["text"]) for v in facts["lines"]),
+        lines_from_json(facts["lines"]),
     )
     asked = facts["delegations"]
     desk = DeskState(
         asked["count"],
-        [(name, ms) for name, ms in asked["pending"]],
+        [DelegationRequest.from_json(values) for values in asked["pending"]],
         [event_from_json(values) for values in asked["events"]],
     )
     slot = None
@@ -150,12 +151,8 @@ def _unpack(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Ses
             for name, array in arrays.items()
             if name.startswith("slot/")
         }
-        slot = SlotState(_layout(facts["layout"]), dict(facts["cursors"]), data)
+        slot = SlotState(facts["layout"], facts["cursors"], data)
     return SessionState(facts["id"], SeatState(**facts["seat"]), spoken, desk, slot)
-
-
-def _layout(arenas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [dict(arena) for arena in arenas]
 
 
 _APART = ("audio", "codes", "events", "delegations")
