@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
@@ -20,16 +20,17 @@ Grid = tuple[int, ...]
 class Launch(NamedTuple):
     """One kernel of an op.
 
-    compiled: Triton's CompiledKernel of a dry launch, else None; nbytes: of the tensors it was
-    given, the whole of them; barriers: grid barriers it passes; arguments: bytes of each of them, by
-    the names of its parameters
+    compiled: Triton's CompiledKernel of a dry launch, else None; given: bytes of the tensors it was
+    given or reaches, by their storage; constants: its options; barriers: grid barriers it passes;
+    arguments: bytes of the tensors it was given, by the names of its parameters
     """
 
     name: str
     grid: Grid
     compiled: Any
-    nbytes: int = 0
-    barriers: int = 0
+    given: Mapping[int, int]
+    constants: Mapping[str, Any]
+    barriers: int
     arguments: Mapping[str, int] = MappingProxyType({})
 
 
@@ -44,13 +45,20 @@ def interpreted() -> bool:
 
 
 def launch(
-    kernel: Any, grid: Grid, *args: Any, pdl: bool = False, barriers: int = 0, **options: Any
+    kernel: Any,
+    grid: Grid,
+    *args: Any,
+    pdl: bool = False,
+    barriers: int = 0,
+    reached: Iterable[Tensor] = (),
+    **options: Any,
 ) -> None:
     """kernel[grid](*args, **options); a grid with a zero launches nothing.
 
     pdl      the kernel takes a constexpr PDL, and issues `gdc_wait` where it is true (launches of a
              tick overlap the tail of the one before; the interpreter has no such thing)
     barriers grid barriers it passes: for the record only
+    reached  tensors that it finds by addresses kept in a tensor: for the record only
     options  constexprs and num_warps, num_stages, launch_cooperative_grid, ...
 
     On "meta" tensors (a dry launch, see `kernels.compiled`) it is compiled, not run.
@@ -68,15 +76,22 @@ def launch(
     else:
         kernel[grid](*args, **options)
     for recorder in _recorders:
+        given = storages((*args, *reached))
         sizes = _arguments(kernel, args)
-        recorder.append(Launch(kernel.__name__, grid, compiled, _nbytes(args), barriers, sizes))
+        recorder.append(Launch(kernel.__name__, grid, compiled, given, options, barriers, sizes))
 
 
-def _nbytes(args: tuple[Any, ...]) -> int:
-    """Of the distinct tensors among these, those behind descriptors too."""
+def storages(args: Iterable[Any]) -> dict[int, int]:
+    """Bytes of the distinct tensors among these, those behind descriptors too, by their storage;
+    views of one storage count together, as the whole of it at most.
+    """
     found = (getattr(a, "base", a) for a in args)
-    tensors = {id(t): t for t in found if isinstance(t, Tensor)}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    sizes: dict[int, int] = {}
+    for tensor in {id(t): t for t in found if isinstance(t, Tensor)}.values():
+        storage = tensor.untyped_storage()
+        size = sizes.get(storage._cdata, 0) + tensor.numel() * tensor.element_size()
+        sizes[storage._cdata] = min(size, storage.nbytes())
+    return sizes
 
 
 def _arguments(kernel: Any, args: tuple[Any, ...]) -> dict[str, int]:

@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from microturn.kernels import tree
 from microturn.kernels.arena import LEAF, Ring
 from microturn.kernels.codec_transformer import kernel as stages
 from microturn.kernels.codec_transformer.kernel import codec_layers
@@ -133,6 +134,7 @@ def codec_transformer_kernel(
             STAGE=stages.ALL,
             PREFETCH=True,
             barriers=5 * layers,
+            reached=tree.tensors((weights, state)),
             launch_cooperative_grid=True,
             **options,
         )

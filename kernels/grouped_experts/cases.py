@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import exp, lgamma, log, log1p
+from typing import TYPE_CHECKING, Any
 
 from microturn.kernels.registry import Bar, OpInputs
 
@@ -49,6 +51,36 @@ class GroupedExpertsCase:
         rows = 2 * self.T * self.H * itemsize + self.T * (8 * self.A + 4 * self.Sh)
         return weights * width + scales + rows
 
+    def tiled(self, constants: Mapping[str, Any]) -> float:
+        """Rows that the tiles of a launch hold, over the rows that there are; both as expected
+        under uniform routing. constants: of the launch.
+        """
+        block = constants.get("BLOCK_T", 1)
+        shared = constants.get("BLOCK_SHARED_T", block)
+        held = self.Sh * -(-self.T // shared) * shared
+        if self.A:
+            held += self.E * sum(
+                chance * rows_held(n, block, constants.get("FEW_T", 0))
+                for n, chance in enumerate(_binomial(self.T, self.A / self.E))
+            )
+        return float(held / max(1, self.T * (self.A + self.Sh)))
+
+
+def rows_held(n: int, block: int, few: int) -> int:
+    """Rows of the tiles of n rows: blocks, the last of them of `few` rows if they fit."""
+    whole, rest = divmod(n, block)
+    return whole * block + (0 if rest == 0 else few if rest <= few else block)
+
+
+def _binomial(trials: int, p: float) -> Iterator[float]:
+    """The chance of 0, 1, ... trials successes."""
+    for n in range(trials + 1):
+        ways = lgamma(trials + 1) - lgamma(n + 1) - lgamma(trials - n + 1)
+        if p == 1:
+            yield float(n == trials)
+        else:
+            yield exp(ways + n * log(p) + (trials - n) * log1p(-p))
+
 
 CASES = (
     GroupedExpertsCase(0, 64, 32, 8, 2, 2, "no rows"),
@@ -64,6 +96,12 @@ CASES = (
 )
 
 DTYPES = ("bf16", "fp8")
+_SCALES = "a byte a row and 128 inputs: 0.8 % of the weights"
+NARROW_LOADS = {
+    f"{kernel}.{pointer}": _SCALES
+    for kernel in ("gate_up_decode", "down_decode")
+    for pointer in ("scales_ptr", "shared_scales_ptr")
+}
 _SMALL = "interaction-small, half its released expert width"
 BENCH_CASES = (
     *(

@@ -14,10 +14,12 @@ chosen_ptr [T, A] fp32, shared_ptr [T, SH], any float dtype and strides: weights
 offsets, slots, exec: the lines, see kernels/device/rows.py; LINES a power of two >= B, 0: all run
 counts_ptr one int32 for each BLOCK_N of H, zero before and after
 size, tiles, pairs: see kernels/device/experts.py
+FEW_T      expert tiles of so few rows multiply no more of them; BLOCK_T: all alike
 
 Two layouts of a product. In a decode step the weights are on the M side of the matrix instruction,
-64 rows or more, and 16 rows of x and more on its N side. In a prefill step rows are on the M side,
-and weights come by the copy engine.
+64 rows or more, and 16 rows of x and more on its N side. In a prefill step rows are on the M side.
+Weights come by the copy engine: w13_desc, w2_desc and shared_desc describe them, a tile a box, and
+the pointers beside them serve to ask for a tile before it may be used.
 """
 
 from __future__ import annotations
@@ -26,66 +28,18 @@ import triton
 import triton.language as tl
 
 from microturn.kernels.device.experts import list_experts, list_tiles, place_pairs, rows_run
-from microturn.kernels.device.fp8 import from_e4m3_pairs
-from microturn.kernels.device.numbers import power_of_two, silu
+from microturn.kernels.device.numbers import silu
 from microturn.kernels.device.prefetch import prefetch_l2
-
-
-@triton.jit
-def _weights_times_rows(
-    w_row,
-    scale_row,
-    x_row,
-    x_in,
-    K: tl.constexpr,
-    FP8: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-    ASM: tl.constexpr,
-):
-    """[BLOCK_N, BLOCK_T] fp32 of rows of weights (pointers [BLOCK_N]) and of x (pointers [BLOCK_T],
-    those that are not x_in read nothing).
-    """
-    # 8-bit weights come two to an element.
-    STEP: tl.constexpr = BLOCK_K // 2 if FP8 else BLOCK_K
-    k = tl.arange(0, BLOCK_K)
-    w_at = w_row[:, None] + tl.arange(0, STEP)[None, :]
-    x_at = x_row[None, :]
-    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-    exponents = tl.zeros((BLOCK_N,), tl.uint8)
-    if FP8:
-        exponents = tl.load(scale_row)
-    for step in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
-        at = step * BLOCK_K + k
-        if K % BLOCK_K == 0:
-            w = tl.load(w_at + step * STEP, eviction_policy="evict_first")
-            x = tl.load(
-                x_at + at[:, None], mask=x_in[None, :], other=0.0, eviction_policy="evict_last"
-            )
-        else:
-            in_w = step * STEP + tl.arange(0, STEP) < (K // 2 if FP8 else K)
-            w = tl.load(w_at + step * STEP, mask=in_w[None, :], other=0)
-            x = tl.load(x_at + at[:, None], mask=(at < K)[:, None] & x_in[None, :], other=0.0)
-        if FP8:
-            # A block of inputs has one power of two a row: it may scale the sum, exactly.
-            scale = power_of_two(exponents, tl.float32)
-            exponents = tl.load(scale_row + tl.minimum(step + 1, (K - 1) // 128))
-            w = from_e4m3_pairs(w, x.dtype, ASM)
-            acc += tl.dot(w, x, input_precision="ieee") * scale[:, None]
-        else:
-            acc = tl.dot(w, x, acc, input_precision="ieee")
-    return acc
+from microturn.kernels.device.stream import weights_times_rows
 
 
 @triton.jit
 def _gate_up(
     x_row,
     x_in,
-    w_ptr,
+    w_desc,
+    expert,
     scales_ptr,
-    stride_n,
     stride_s,
     tile_n,
     a_row,
@@ -100,36 +54,57 @@ def _gate_up(
     ASM: tl.constexpr,
 ):
     """Rows of x through one tile of one expert's w13, to their rows of a."""
-    m = tl.arange(0, BLOCK_N)
-    # 8 gates, then their 8 ups: a thread of the matrix unit holds rows 8 apart, so both of a pair.
-    n = tile_n * BLOCK_N + m // 16 * 16 + m % 8 * 2 + m % 16 // 8
-    n = tl.where(n < 2 * INNER, n, 0).to(tl.int64)
-    acc = _weights_times_rows(
-        w_ptr + n * stride_n,
-        scales_ptr + n * stride_s,
-        x_row,
-        x_in,
-        H,
-        FP8,
-        BLOCK_N,
-        BLOCK_T,
-        BLOCK_K,
-        STAGES,
-        ASM,
-    )
-    halves = acc.reshape(BLOCK_N // 16, 2, 8, BLOCK_T).permute(0, 2, 3, 1)
-    gate, up = halves.split()
-    a = (silu(gate) * up).reshape(BLOCK_N // 2, BLOCK_T)
+    n = tl.minimum(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), 2 * INNER - 1)
+    acc = weights_times_rows(
+        w_desc, expert, tile_n * BLOCK_N, scales_ptr + n * stride_s, x_row, x_in, 0,
+        H, (H + BLOCK_K - 1) // BLOCK_K, FP8, BLOCK_N, BLOCK_T, BLOCK_K, STAGES, ASM,
+    )  # fmt: skip
+    gate, up = acc.reshape(BLOCK_N // 2, 2, BLOCK_T).permute(0, 2, 1).split()
+    a = silu(gate) * up
     i = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
     inside = (i < INNER)[:, None] & x_in[None, :]
     tl.store(a_ptr + a_row[None, :] * INNER + i[:, None], a.to(a_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
+def _gate_up_pairs(
+    x_ptr,
+    stride_x,
+    w_desc,
+    expert,
+    scales_ptr,
+    stride_s,
+    first,
+    count,
+    tile_n,
+    pairs_ptr,
+    a_ptr,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """A run of `count` pairs, at most BLOCK_T, from place `first` on."""
+    r = tl.arange(0, BLOCK_T)
+    place = first + tl.minimum(r, count - 1)
+    row = tl.load(pairs_ptr + place) // A
+    _gate_up(
+        x_ptr + row.to(tl.int64) * stride_x, r < count, w_desc, expert, scales_ptr, stride_s,
+        tile_n, place.to(tl.int64), a_ptr, H, INNER, FP8, BLOCK_N, BLOCK_T, BLOCK_K, STAGES, ASM,
+    )  # fmt: skip
+
+
+@triton.jit
 def gate_up_decode(
     x_ptr,
-    w13_ptr,
+    w13_desc,
     scales_ptr,
+    shared_desc,
     shared_w13_ptr,
     shared_scales_ptr,
     a_ptr,
@@ -138,8 +113,6 @@ def gate_up_decode(
     pairs_ptr,
     T,
     stride_x,
-    stride_e,
-    stride_n,
     stride_se,
     stride_sn,
     stride_she,
@@ -156,6 +129,7 @@ def gate_up_decode(
     LINE: tl.constexpr,
     AHEAD: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    FEW_T: tl.constexpr,
     BLOCK_SHARED_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -175,77 +149,51 @@ def gate_up_decode(
     if routed < 0:
         # Row blocks of one tile side by side: they share its weights in L2.
         tile_n = pid // blocks % TILES_N
-        expert = (pid // blocks // TILES_N).to(tl.int64)
-        w = shared_w13_ptr + expert * stride_she
-        s = shared_scales_ptr + expert * stride_shse
+        expert = pid // blocks // TILES_N
         if PDL and not EARLY:
             n = tl.minimum(tile_n * BLOCK_N + tl.arange(0, BLOCK_N), 2 * INNER - 1)
             line = tl.minimum(tl.arange(0, AHEAD) * LINE, (H // 2 if SHARED_FP8 else H) - 1)
+            w = shared_w13_ptr + expert.to(tl.int64) * stride_she
             prefetch_l2(w + n[:, None].to(tl.int64) * stride_shn + line[None, :])
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         t = pid % blocks * BLOCK_SHARED_T + tl.arange(0, BLOCK_SHARED_T)
         x_row = x_ptr + tl.minimum(t, T - 1).to(tl.int64) * stride_x
-        a_row = tl.cast(T, tl.int64) * A + expert * T + t
+        a_row = tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + t
         _gate_up(
-            x_row,
-            t < T,
-            w,
-            s,
-            stride_shn,
-            stride_shsn,
-            tile_n,
-            a_row,
-            a_ptr,
-            H,
-            INNER,
-            SHARED_FP8,
-            BLOCK_N,
-            BLOCK_SHARED_T,
-            BLOCK_K,
-            STAGES,
-            PDL,
-        )
+            x_row, t < T, shared_desc, expert,
+            shared_scales_ptr + expert.to(tl.int64) * stride_shse, stride_shsn, tile_n, a_row,
+            a_ptr, H, INNER, SHARED_FP8, BLOCK_N, BLOCK_SHARED_T, BLOCK_K, STAGES, PDL,
+        )  # fmt: skip
     elif A > 0:
         if PDL:
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         tile = routed // TILES_N
         if tile < tl.load(size_ptr):
-            expert = tl.load(tiles_ptr + tile * 4).to(tl.int64)
+            expert = tl.load(tiles_ptr + tile * 4)
             first = tl.load(tiles_ptr + tile * 4 + 1)
             count = tl.load(tiles_ptr + tile * 4 + 2)
-            r = tl.arange(0, BLOCK_T)
-            place = first + tl.minimum(r, count - 1)
-            row = tl.load(pairs_ptr + place) // A
-            _gate_up(
-                x_ptr + row.to(tl.int64) * stride_x,
-                r < count,
-                w13_ptr + expert * stride_e,
-                scales_ptr + expert * stride_se,
-                stride_n,
-                stride_sn,
-                routed % TILES_N,
-                place.to(tl.int64),
-                a_ptr,
-                H,
-                INNER,
-                FP8,
-                BLOCK_N,
-                BLOCK_T,
-                BLOCK_K,
-                STAGES,
-                PDL,
-            )
+            s = scales_ptr + expert.to(tl.int64) * stride_se
+            if count <= FEW_T:
+                _gate_up_pairs(
+                    x_ptr, stride_x, w13_desc, expert, s, stride_sn, first, count, routed % TILES_N,
+                    pairs_ptr, a_ptr, H, INNER, A, FP8, BLOCK_N, FEW_T, BLOCK_K, STAGES, PDL,
+                )  # fmt: skip
+            elif FEW_T < BLOCK_T:
+                _gate_up_pairs(
+                    x_ptr, stride_x, w13_desc, expert, s, stride_sn, first, count, routed % TILES_N,
+                    pairs_ptr, a_ptr, H, INNER, A, FP8, BLOCK_N, BLOCK_T, BLOCK_K, STAGES, PDL,
+                )  # fmt: skip
 
 
 @triton.jit
 def _down(
     a_row,
     a_in,
-    w_ptr,
+    w_desc,
+    expert,
     scales_ptr,
-    stride_n,
     stride_s,
     tile_n,
     share,
@@ -262,23 +210,50 @@ def _down(
 ):
     """Rows of a through one tile of one expert's w2, weighted, to their parts."""
     h = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    n = tl.minimum(h, H - 1).to(tl.int64)
-    acc = _weights_times_rows(
-        w_ptr + n * stride_n,
-        scales_ptr + n * stride_s,
-        a_row,
-        a_in,
-        INNER,
-        FP8,
-        BLOCK_N,
-        BLOCK_T,
-        BLOCK_K,
-        STAGES,
-        ASM,
-    )
+    n = tl.minimum(h, H - 1)
+    acc = weights_times_rows(
+        w_desc, expert, tile_n * BLOCK_N, scales_ptr + n * stride_s, a_row, a_in, 0,
+        INNER, (INNER + BLOCK_K - 1) // BLOCK_K, FP8, BLOCK_N, BLOCK_T, BLOCK_K, STAGES, ASM,
+    )  # fmt: skip
     inside = (h < H)[:, None] & a_in[None, :]
     part = parts_ptr + part_row[None, :] * H + h[:, None]
     tl.store(part, (acc * share[None, :]).to(parts_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _down_pairs(
+    a_ptr,
+    w_desc,
+    expert,
+    scales_ptr,
+    stride_s,
+    first,
+    count,
+    tile_n,
+    pairs_ptr,
+    chosen_ptr,
+    parts_ptr,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    CHOICES: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """A run of `count` pairs, at most BLOCK_T, from place `first` on."""
+    r = tl.arange(0, BLOCK_T)
+    place = first + tl.minimum(r, count - 1)
+    pair = tl.load(pairs_ptr + place)
+    part_row = (pair // A).to(tl.int64) * CHOICES + pair % A
+    _down(
+        a_ptr + place.to(tl.int64) * INNER, r < count, w_desc, expert, scales_ptr, stride_s,
+        tile_n, tl.load(chosen_ptr + pair), part_row, parts_ptr, H, INNER, FP8, BLOCK_N, BLOCK_T,
+        BLOCK_K, STAGES, ASM,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -317,8 +292,10 @@ def _combine(
 @triton.jit
 def down_decode(
     a_ptr,
+    w2_desc,
     w2_ptr,
     scales_ptr,
+    shared_desc,
     shared_w2_ptr,
     shared_scales_ptr,
     parts_ptr,
@@ -355,6 +332,7 @@ def down_decode(
     AHEAD: tl.constexpr,
     LINES: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    FEW_T: tl.constexpr,
     BLOCK_SHARED_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -387,10 +365,9 @@ def down_decode(
     if here:
         if routed < 0:
             tile_n = pid // blocks % TILES_N
-            expert = (pid // blocks // TILES_N).to(tl.int64)
-            w = shared_w2_ptr + expert * stride_she
-            s = shared_scales_ptr + expert * stride_shse
+            expert = pid // blocks // TILES_N
             if PDL:
+                w = shared_w2_ptr + expert.to(tl.int64) * stride_she
                 h = tl.minimum(tile_n * BLOCK_N + n, H - 1).to(tl.int64)
                 prefetch_l2(w + h[:, None] * stride_shn + line[None, :])
                 tl.extra.cuda.gdc_wait()
@@ -399,25 +376,11 @@ def down_decode(
             row = tl.minimum(t, T - 1).to(tl.int64)
             share = tl.load(shared_ptr + row * stride_t + expert * stride_s).to(tl.float32)
             _down(
-                a_ptr + (tl.cast(T, tl.int64) * A + expert * T + row) * INNER,
-                t < T,
-                w,
-                s,
-                stride_shn,
-                stride_shsn,
-                tile_n,
-                share,
-                row * CHOICES + A + expert,
-                parts_ptr,
-                H,
-                INNER,
-                SHARED_FP8,
-                BLOCK_N,
-                BLOCK_SHARED_T,
-                BLOCK_K,
-                STAGES,
-                PDL,
-            )
+                a_ptr + (tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row) * INNER, t < T,
+                shared_desc, expert, shared_scales_ptr + expert.to(tl.int64) * stride_shse,
+                stride_shsn, tile_n, share, row * CHOICES + A + expert, parts_ptr,
+                H, INNER, SHARED_FP8, BLOCK_N, BLOCK_SHARED_T, BLOCK_K, STAGES, PDL,
+            )  # fmt: skip
         elif A > 0:
             tile = routed // TILES_N
             expert = tl.load(tiles_ptr + tile * 4, mask=tile < size, other=0, cache_modifier=".cg")
@@ -427,41 +390,27 @@ def down_decode(
             count = tl.load(
                 tiles_ptr + tile * 4 + 2, mask=tile < size, other=0, cache_modifier=".cg"
             )
-            expert = expert.to(tl.int64)
-            w = w2_ptr + expert * stride_e
-            s = scales_ptr + expert * stride_se
+            s = scales_ptr + expert.to(tl.int64) * stride_se
             if PDL:
                 if tile < size:
+                    w = w2_ptr + expert.to(tl.int64) * stride_e
                     h = tl.minimum(tile_n * BLOCK_N + n, H - 1).to(tl.int64)
                     prefetch_l2(w + h[:, None] * stride_n + line[None, :])
                 tl.extra.cuda.gdc_wait()
                 tl.extra.cuda.gdc_launch_dependents()
             if tile < size:
-                r = tl.arange(0, BLOCK_T)
-                place = first + tl.minimum(r, count - 1)
-                pair = tl.load(pairs_ptr + place)
-                share = tl.load(chosen_ptr + pair)
-                part_row = (pair // A).to(tl.int64) * CHOICES + pair % A
-                _down(
-                    a_ptr + place.to(tl.int64) * INNER,
-                    r < count,
-                    w,
-                    s,
-                    stride_n,
-                    stride_sn,
-                    tile_n,
-                    share,
-                    part_row,
-                    parts_ptr,
-                    H,
-                    INNER,
-                    FP8,
-                    BLOCK_N,
-                    BLOCK_T,
-                    BLOCK_K,
-                    STAGES,
-                    PDL,
-                )
+                if count <= FEW_T:
+                    _down_pairs(
+                        a_ptr, w2_desc, expert, s, stride_sn, first, count, tile_n, pairs_ptr,
+                        chosen_ptr, parts_ptr, H, INNER, A, CHOICES, FP8, BLOCK_N, FEW_T, BLOCK_K,
+                        STAGES, PDL,
+                    )  # fmt: skip
+                elif FEW_T < BLOCK_T:
+                    _down_pairs(
+                        a_ptr, w2_desc, expert, s, stride_sn, first, count, tile_n, pairs_ptr,
+                        chosen_ptr, parts_ptr, H, INNER, A, CHOICES, FP8, BLOCK_N, BLOCK_T, BLOCK_K,
+                        STAGES, PDL,
+                    )  # fmt: skip
         if COMBINE_T > 0:
             tl.debug_barrier()
             arrived = tl.atomic_add(counts_ptr + tile_n, 1, sem="acq_rel", scope="gpu")
@@ -516,21 +465,59 @@ def _rows_times_weights(
 
 
 @triton.jit
-def _store_gate_up(
-    acc,
+def _gate_up_rows(
+    x_row,
     a_row,
     inside,
+    w_desc,
+    expert,
     tile_n,
     a_ptr,
+    H: tl.constexpr,
     INNER: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
+    """Rows of x (pointers [BLOCK_T]) through one tile of one expert's w13, to their rows of a."""
+    acc = _rows_times_weights(
+        x_row, inside, w_desc, expert, tile_n * BLOCK_N, H, BLOCK_T, BLOCK_N, BLOCK_K, STAGES
+    )
     gate, up = acc.reshape(BLOCK_T, BLOCK_N // 2, 2).split()
     i = tile_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
     a = (silu(gate) * up).to(a_ptr.dtype.element_ty)
     at = a_ptr + a_row[:, None] * INNER + i[None, :]
     tl.store(at, a, mask=inside[:, None] & (i < INNER)[None, :])
+
+
+@triton.jit
+def _gate_up_run(
+    x_ptr,
+    stride_x,
+    w_desc,
+    expert,
+    first,
+    count,
+    tile_n,
+    pairs_ptr,
+    a_ptr,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """A run of `count` pairs, at most BLOCK_T, from place `first` on."""
+    r = tl.arange(0, BLOCK_T)
+    a_row = (first + tl.minimum(r, count - 1)).to(tl.int64)
+    row = (tl.load(pairs_ptr + a_row) // A).to(tl.int64)
+    _gate_up_rows(
+        x_ptr + row * stride_x, a_row, r < count, w_desc, expert, tile_n, a_ptr,
+        H, INNER, BLOCK_T, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -549,6 +536,7 @@ def gate_up_prefill(
     A: tl.constexpr,
     SH: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    FEW_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
@@ -563,60 +551,91 @@ def gate_up_prefill(
         tl.extra.cuda.gdc_launch_dependents()
     begin = tl.program_id(0)
     programs = tl.num_programs(0)
-    r = tl.arange(0, BLOCK_T)
     if A > 0:
         routed = tl.load(size_ptr) * TILES_N
         for work in range(begin, routed, programs):
             tile = tiles_ptr + work // TILES_N * 4
-            first = tl.load(tile + 1)
-            count = tl.load(tile + 2)
-            a_row = (first + tl.minimum(r, count - 1)).to(tl.int64)
-            row = (tl.load(pairs_ptr + a_row) // A).to(tl.int64)
-            acc = _rows_times_weights(
-                x_ptr + row * stride_x,
-                r < count,
-                w13_desc,
-                tl.load(tile),
-                work % TILES_N * BLOCK_N,
-                H,
-                BLOCK_T,
-                BLOCK_N,
-                BLOCK_K,
-                STAGES,
-            )
-            _store_gate_up(acc, a_row, r < count, work % TILES_N, a_ptr, INNER, BLOCK_T, BLOCK_N)
+            expert, first, count = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+            if count <= FEW_T:
+                _gate_up_run(
+                    x_ptr, stride_x, w13_desc, expert, first, count, work % TILES_N, pairs_ptr,
+                    a_ptr, H, INNER, A, FEW_T, BLOCK_N, BLOCK_K, STAGES,
+                )  # fmt: skip
+            elif FEW_T < BLOCK_T:
+                _gate_up_run(
+                    x_ptr, stride_x, w13_desc, expert, first, count, work % TILES_N, pairs_ptr,
+                    a_ptr, H, INNER, A, BLOCK_T, BLOCK_N, BLOCK_K, STAGES,
+                )  # fmt: skip
         begin = (begin + programs - routed % programs) % programs
     if SH > 0:
         blocks = (T + BLOCK_T - 1) // BLOCK_T
         for work in range(begin, SH * blocks * TILES_N, programs):
             expert = work // TILES_N // blocks
-            t = work // TILES_N % blocks * BLOCK_T + r
+            t = work // TILES_N % blocks * BLOCK_T + tl.arange(0, BLOCK_T)
             row = tl.minimum(t, T - 1).to(tl.int64)
-            a_row = tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row
-            acc = _rows_times_weights(
-                x_ptr + row * stride_x,
-                t < T,
-                shared_desc,
-                expert,
-                work % TILES_N * BLOCK_N,
-                H,
-                BLOCK_T,
-                BLOCK_N,
-                BLOCK_K,
-                STAGES,
-            )
-            _store_gate_up(acc, a_row, t < T, work % TILES_N, a_ptr, INNER, BLOCK_T, BLOCK_N)
+            _gate_up_rows(
+                x_ptr + row * stride_x, tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row,
+                t < T, shared_desc, expert, work % TILES_N, a_ptr,
+                H, INNER, BLOCK_T, BLOCK_N, BLOCK_K, STAGES,
+            )  # fmt: skip
 
 
 @triton.jit
-def _store_part(
-    acc, share, part_row, inside, tile_n, parts_ptr, H: tl.constexpr, BLOCK_N: tl.constexpr
+def _down_rows(
+    a_row,
+    share,
+    part_row,
+    inside,
+    w_desc,
+    expert,
+    tile_n,
+    parts_ptr,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
+    """Rows of a (pointers [BLOCK_T]) through one tile of one expert's w2, weighted, to parts."""
+    acc = _rows_times_weights(
+        a_row, inside, w_desc, expert, tile_n * BLOCK_N, INNER, BLOCK_T, BLOCK_N, BLOCK_K, STAGES
+    )
     h = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     y = (acc * share[:, None]).to(parts_ptr.dtype.element_ty)
-    tl.store(
-        parts_ptr + part_row[:, None] * H + h[None, :], y, mask=inside[:, None] & (h < H)[None, :]
-    )
+    at = parts_ptr + part_row[:, None] * H + h[None, :]
+    tl.store(at, y, mask=inside[:, None] & (h < H)[None, :])
+
+
+@triton.jit
+def _down_run(
+    a_ptr,
+    w_desc,
+    expert,
+    first,
+    count,
+    tile_n,
+    pairs_ptr,
+    chosen_ptr,
+    parts_ptr,
+    H: tl.constexpr,
+    INNER: tl.constexpr,
+    A: tl.constexpr,
+    CHOICES: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """A run of `count` pairs, at most BLOCK_T, from place `first` on."""
+    r = tl.arange(0, BLOCK_T)
+    a_row = (first + tl.minimum(r, count - 1)).to(tl.int64)
+    pair = tl.load(pairs_ptr + a_row)
+    part_row = (pair // A).to(tl.int64) * CHOICES + pair % A
+    _down_rows(
+        a_ptr + a_row * INNER, tl.load(chosen_ptr + pair), part_row, r < count, w_desc, expert,
+        tile_n, parts_ptr, H, INNER, BLOCK_T, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -638,12 +657,13 @@ def down_prefill(
     A: tl.constexpr,
     SH: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    FEW_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """parts = w2 @ a, weighted; programs as in gate_up_prefill."""
+    """parts = w2 @ a, weighted; programs and tiles as in gate_up_prefill."""
     TILES_N: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     CHOICES: tl.constexpr = A + SH
     if PDL:
@@ -651,52 +671,34 @@ def down_prefill(
         tl.extra.cuda.gdc_launch_dependents()
     begin = tl.program_id(0)
     programs = tl.num_programs(0)
-    r = tl.arange(0, BLOCK_T)
     if A > 0:
         routed = tl.load(size_ptr) * TILES_N
         for work in range(begin, routed, programs):
             tile = tiles_ptr + work // TILES_N * 4
-            first = tl.load(tile + 1)
-            count = tl.load(tile + 2)
-            a_row = (first + tl.minimum(r, count - 1)).to(tl.int64)
-            pair = tl.load(pairs_ptr + a_row)
-            share = tl.load(chosen_ptr + pair)
-            part_row = (pair // A).to(tl.int64) * CHOICES + pair % A
-            acc = _rows_times_weights(
-                a_ptr + a_row * INNER,
-                r < count,
-                w2_desc,
-                tl.load(tile),
-                work % TILES_N * BLOCK_N,
-                INNER,
-                BLOCK_T,
-                BLOCK_N,
-                BLOCK_K,
-                STAGES,
-            )
-            _store_part(acc, share, part_row, r < count, work % TILES_N, parts_ptr, H, BLOCK_N)
+            expert, first, count = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
+            if count <= FEW_T:
+                _down_run(
+                    a_ptr, w2_desc, expert, first, count, work % TILES_N, pairs_ptr, chosen_ptr,
+                    parts_ptr, H, INNER, A, CHOICES, FEW_T, BLOCK_N, BLOCK_K, STAGES,
+                )  # fmt: skip
+            elif FEW_T < BLOCK_T:
+                _down_run(
+                    a_ptr, w2_desc, expert, first, count, work % TILES_N, pairs_ptr, chosen_ptr,
+                    parts_ptr, H, INNER, A, CHOICES, BLOCK_T, BLOCK_N, BLOCK_K, STAGES,
+                )  # fmt: skip
         begin = (begin + programs - routed % programs) % programs
     if SH > 0:
         blocks = (T + BLOCK_T - 1) // BLOCK_T
         for work in range(begin, SH * blocks * TILES_N, programs):
             expert = work // TILES_N // blocks
-            t = work // TILES_N % blocks * BLOCK_T + r
+            t = work // TILES_N % blocks * BLOCK_T + tl.arange(0, BLOCK_T)
             row = tl.minimum(t, T - 1).to(tl.int64)
             share = tl.load(shared_ptr + row * stride_t + expert * stride_s).to(tl.float32)
-            acc = _rows_times_weights(
-                a_ptr + (tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row) * INNER,
-                t < T,
-                shared_desc,
-                expert,
-                work % TILES_N * BLOCK_N,
-                INNER,
-                BLOCK_T,
-                BLOCK_N,
-                BLOCK_K,
-                STAGES,
-            )
-            part_row = row * CHOICES + A + expert
-            _store_part(acc, share, part_row, t < T, work % TILES_N, parts_ptr, H, BLOCK_N)
+            a_row = tl.cast(T, tl.int64) * A + expert.to(tl.int64) * T + row
+            _down_rows(
+                a_ptr + a_row * INNER, share, row * CHOICES + A + expert, t < T, shared_desc,
+                expert, work % TILES_N, parts_ptr, H, INNER, BLOCK_T, BLOCK_N, BLOCK_K, STAGES,
+            )  # fmt: skip
 
 
 @triton.jit

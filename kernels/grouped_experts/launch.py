@@ -128,8 +128,9 @@ def _stream(
     tiles = -(-2 * s.i // config["BLOCK_N"])
     launch(
         kernel.gate_up_decode, ((s.sh * blocks + bound) * tiles,),
-        x.x, w13.values, w13.scales, shared_w13.values, shared_w13.scales, a_rows, *lists,
-        s.t, x.x.stride(0), *w13.strides, *shared_w13.strides,
+        x.x, _tiles_of(w13, config), w13.scales, _tiles_of(shared_w13, config), shared_w13.values,
+        shared_w13.scales, a_rows, *lists, s.t, x.x.stride(0), *w13.strides[2:],
+        *shared_w13.strides,
         H=s.h, INNER=s.i, A=s.a, SH=s.sh, FP8=w13.fp8, SHARED_FP8=shared_w13.fp8,
         # Whoever listed the experts had waited for x, and only then let this launch start.
         EARLY=s.a > 0, LINE=line, AHEAD=8, pdl=True, **config,
@@ -145,7 +146,8 @@ def _stream(
     weights = x.routing.shared_weights
     launch(
         kernel.down_decode, ((s.sh * blocks + bound) * tiles,),
-        a_rows, w2.values, w2.scales, shared_w2.values, shared_w2.scales, parts, y,
+        a_rows, _tiles_of(w2, config), w2.values, w2.scales, _tiles_of(shared_w2, config),
+        shared_w2.values, shared_w2.scales, parts, y,
         x.routing.topk_weights, weights, *lines, *lists,
         zeroed("grouped_experts", 1 << 12, y.device),
         s.t, *w2.strides, *shared_w2.strides, y.stride(0), *weights.stride(), b,
@@ -171,17 +173,15 @@ def _multiply(
     """The launches that multiply rows by weights, whole tiles of both: of prefill steps."""
     programs = num_sms(y.device)
     config = _fit(up, x.x)
-    block = [1, config["BLOCK_N"], config["BLOCK_K"]]
     launch(
         kernel.gate_up_prefill, (programs * config.pop("PER_SM"),),
-        x.x, _descriptor(w13.values, block), _descriptor(shared_w13.values, block), a_rows, *lists,
+        x.x, _tiles_of(w13, config), _tiles_of(shared_w13, config), a_rows, *lists,
         s.t, x.x.stride(0), H=s.h, INNER=s.i, A=s.a, SH=s.sh, pdl=True, **config,
     )  # fmt: skip
     config = _fit(choose("grouped_experts", "down_prefill", **facts), x.x)
-    block = [1, config["BLOCK_N"], config["BLOCK_K"]]
     launch(
         kernel.down_prefill, (programs * config.pop("PER_SM"),),
-        a_rows, _descriptor(w2.values, block), _descriptor(shared_w2.values, block), parts,
+        a_rows, _tiles_of(w2, config), _tiles_of(shared_w2, config), parts,
         x.routing.topk_weights, x.routing.shared_weights, *lists, s.t,
         *x.routing.shared_weights.stride(),
         H=s.h, INNER=s.i, A=s.a, SH=s.sh, pdl=True, **config,
@@ -239,12 +239,19 @@ def _matrix(weight: Weight) -> _Matrix:
     return _Matrix(values, scales, strides, True)
 
 
-def _descriptor(values: Tensor, block: list[int]) -> TensorDescriptor:
+def _tiles_of(weight: _Matrix, config: Config) -> TensorDescriptor:
+    """A tile of an expert's weight a box."""
+    values = weight.values
+    inputs = config["BLOCK_K"] // (2 if weight.fp8 else 1)
+    block = [1, config["BLOCK_N"], inputs]
     return TensorDescriptor(values, list(values.shape), list(values.stride()), block)
 
 
 def _fit(config: Config, x: Tensor, fp8: bool = False) -> Config:
-    """Half the depth for fp32, whose tiles are twice as large; scales need whole blocks."""
+    """Half the depth for fp32, whose tiles are twice as large; scales need whole blocks. Tiles of
+    few rows are as the others where nothing is said of them.
+    """
+    config.setdefault("FEW_T", config["BLOCK_T"])
     if x.element_size() == 4 and not fp8:
         config["BLOCK_K"] //= 2
     return config

@@ -42,7 +42,6 @@ CASES = (
 )
 
 DTYPES = ("bf16", "fp8")
-NARROW_LOADS = {"linear_tiles.w_ptr": "to be widened: weights of 8 bits come 8 bytes at a time"}
 _READ = Bar(of_floor=0.88, fp8=Bar(of_floor=0.88))
 BENCH_CASES = (
     *(LinearCase(T, 6656, 4096, "q, k, v and r of interaction-small", _READ) for T in (1, 16, 64)),

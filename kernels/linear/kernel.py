@@ -1,7 +1,9 @@
 """The Triton kernel of linear: weights on the M side of the matrix instruction, rows on its N side.
 
 x_ptr      [T, K], stride_x between rows
-w_ptr      [N, K]; 8 bits: scales_ptr [N, K_BLOCKS] exponent bytes of blocks of 128 inputs
+w_desc     [1, N, K], a tile a box, w_ptr the same to ask for a tile before x is complete;
+           8 bits: int16, two e4m3 each, and scales_ptr [N, K_BLOCKS] exponent bytes of blocks of
+           128 inputs
 y_ptr      [T, N], stride_y between rows
 parts_ptr  [SPLIT, T, N] fp32, what each split of K has summed (SPLIT > 1)
 counts_ptr one counter for each tile of y, zero before and after (SPLIT > 1)
@@ -12,13 +14,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from microturn.kernels.device.numbers import power_of_two
 from microturn.kernels.device.prefetch import prefetch_l2
+from microturn.kernels.device.stream import weights_times_rows
 
 
 @triton.jit
 def linear_tiles(
     x_ptr,
+    w_desc,
     w_ptr,
     scales_ptr,
     y_ptr,
@@ -27,6 +30,7 @@ def linear_tiles(
     T,
     N,
     stride_x,
+    stride_w,
     stride_y,
     K: tl.constexpr,
     K_BLOCKS: tl.constexpr,
@@ -35,6 +39,7 @@ def linear_tiles(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -42,40 +47,32 @@ def linear_tiles(
 
     Every row is summed over the same blocks of K in the same order whatever T and BLOCK_T are. The
     last split to arrive at a tile adds all of them, first to last.
+
+    AHEAD blocks of weights are asked for before x is complete.
     """
     tile_n = tl.program_id(0) // SPLIT
     split = tl.program_id(0) % SPLIT
     tile_t = tl.program_id(1)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tile_t * BLOCK_T + tl.arange(0, BLOCK_T)
-    k = tl.arange(0, BLOCK_K)
     n_in, t_in = n < N, t < T
-    # A row past the end reads the last one: no mask stands between the loads and 16 bytes each.
-    w_row = w_ptr + tl.where(n_in, n, N - 1).to(tl.int64)[:, None] * K
-    x_row = x_ptr + tl.where(t_in, t, T - 1)[None, :] * stride_x
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     PER: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT
-    LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # inputs in 128 bytes
-    first = split * PER
     if PDL:
-        line = tl.arange(0, BLOCK_K // LINE) * LINE
-        prefetch_l2(w_row + tl.minimum(first * BLOCK_K + line, K - 1)[None, :])
+        LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
+        BOX: tl.constexpr = BLOCK_K // 2 if FP8 else BLOCK_K
+        WIDTH: tl.constexpr = K // 2 if FP8 else K
+        # The line of 128 bytes of each row and of the first blocks that this program reads.
+        line = split * PER * BOX + tl.arange(0, AHEAD * BOX // LINE) * LINE
+        w = w_ptr + tl.minimum(n, N - 1).to(tl.int64)[:, None] * stride_w
+        prefetch_l2(w + tl.minimum(line, WIDTH - 1)[None, :])
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
-    for step in tl.range(first, min(first + PER, STEPS), num_stages=STAGES):
-        at = step * BLOCK_K + k
-        if K % BLOCK_K == 0:
-            w = tl.load(w_row + at[None, :], eviction_policy="evict_first")
-            x = tl.load(x_row + at[:, None], eviction_policy="evict_last")
-        else:
-            w = tl.load(w_row + at[None, :], mask=(at < K)[None, :], other=0.0)
-            x = tl.load(x_row + at[:, None], mask=(at < K)[:, None], other=0.0)
-        if FP8:
-            block = step * BLOCK_K // 128
-            exponents = tl.load(scales_ptr + tl.where(n_in, n, N - 1) * K_BLOCKS + block)
-            w = w.to(x.dtype) * power_of_two(exponents, x.dtype)[:, None]
-        acc = tl.dot(w, x, acc, input_precision="ieee")
+    acc = weights_times_rows(
+        w_desc, 0, tile_n * BLOCK_N, scales_ptr + tl.minimum(n, N - 1) * K_BLOCKS,
+        x_ptr + tl.minimum(t, T - 1) * stride_x, t_in, split * PER,
+        K, PER, FP8, BLOCK_N, BLOCK_T, BLOCK_K, STAGES, PDL,
+    )  # fmt: skip
     y = y_ptr + t.to(tl.int64)[None, :] * stride_y + n[:, None]
     inside = n_in[:, None] & t_in[None, :]
     if SPLIT == 1:

@@ -78,9 +78,14 @@ def test_a_row_keeps_its_bits_in_any_company(device: str, dtype: str) -> None:
             )
 
 
-def test_a_prefill_row_keeps_its_bits_among_prefill_rows(device: str) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "fp8"])
+def test_a_prefill_row_keeps_its_bits_among_prefill_rows(device: str, dtype: str) -> None:
+    """Its expert's tile full in one company, of few rows in the other."""
     assert regime(256) == "decode" and regime(257) == "prefill"
-    x, weights = inputs(GroupedExpertsCase(300, 32, 16, 5, 2, 1, ""), device)
+    case = GroupedExpertsCase(300, 32, 16, 9, 2, 1, "")
+    x, weights = inputs(case, device, dtype)
+    use = configs.choose("grouped_experts", "gate_up_prefill", fp8=False, T=300, R=66)
+    assert use["FEW_T"] < 66 < use["BLOCK_T"]
     order = torch.randperm(300)[:258].tolist()
     with ordered_dots():
         whole = grouped_experts_kernel(x, weights)
