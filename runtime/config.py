@@ -27,8 +27,9 @@ _POSITIVE = (
     "background_timeout_s",
 )
 _CHOICES = {
-    "device": ("cpu",),
-    "dtype": ("auto", "float32"),
+    "device": ("cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16", "fp8"),
+    "loop": ("plain", "overlapped"),
     "input_overflow": ("drop_oldest", "close"),
     "output_overflow": ("close", "drop_oldest"),
     "admission": ("auto", "predict", "slots"),
@@ -40,7 +41,10 @@ class RuntimeConfig:
     """What a runtime is made of.
 
     preset, checkpoint  a preset's name, or the folder of a checkpoint, which goes before it
-    device, dtype       "cpu" computes in float32
+    device, dtype       "cpu" computes in float32; "cuda" in bfloat16, from weights of 16 bits
+                        ("auto", "bfloat16") or of 8 ("fp8")
+    loop                "plain": a tick's outputs within its period; "overlapped": within the next,
+                        while the device runs that one already (a GPU that is busy nearly always)
     tick_ms             one period of the clock
     max_sessions        slots: memory for so many sessions is taken at the start
     byte_budget         bytes that the state of sessions may take: as many slots as fit, at most
@@ -70,6 +74,7 @@ class RuntimeConfig:
     checkpoint: str | None = None
     device: str = "cpu"
     dtype: str = "auto"
+    loop: str = "plain"
     tick_ms: int = 100
     max_sessions: int = 4
     byte_budget: int | None = None

@@ -12,7 +12,8 @@ runs; every copy between host and device is one run of bytes, on a queue of its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from microturn.model.family import ModelFamily, TickShape
 from microturn.model.tick import TickInputs, TickSize
 from microturn.model.tick import TickOutputs as Buffers
 from microturn.runtime.arenas import Arenas
+from microturn.runtime.cpu_engine import OLD
 from microturn.runtime.engine import RowInput, SlotState, TickOutputs
 from microturn.runtime.graphs import Machine, Mark, Work
 from microturn.runtime.plan import RowPlan, TickPlan, bucket
@@ -190,13 +192,26 @@ class GpuEngine:
 
     def save_slot(self, slot: int) -> SlotState:
         """See SavesSlots.save_slot."""
-        with torch.inference_mode():
+        with self._between_ticks():
             return self.arenas.save(slot)
 
     def load_slot(self, slot: int, state: SlotState) -> None:
         """See SavesSlots.load_slot."""
-        with torch.inference_mode():
+        with self._between_ticks():
             self.arenas.load(slot, state)
+
+    def age_slot(self, slot: int) -> None:
+        """See foresight.AgesSlots."""
+        with self._between_ticks():
+            self.arenas.age(slot, OLD)
+
+    @contextmanager
+    def _between_ticks(self) -> Iterator[None]:
+        """The ticks asked for are done before, and what is asked inside before the next."""
+        self._main.mark().wait()
+        with torch.inference_mode():
+            yield
+        self._machine.finish()
 
     def _program(self, heard: TickInputs, said: Buffers) -> Work:
         def run() -> None:

@@ -58,6 +58,10 @@ class Machine(Protocol):
         ...
 
     def queue(self) -> Queue: ...
+    def finish(self) -> None:
+        """Blocks until what the calling thread asked of the device, on no queue, is done."""
+        ...
+
     def capture(self, work: Work) -> Work:
         """A graph of `work`, which is called at least once and must not mind. What the graph reads
         and writes is where it was while `work` ran.
@@ -103,6 +107,8 @@ class InlineMachine:
 
     def queue(self) -> Queue:
         return _Inline()
+
+    def finish(self) -> None: ...
 
     def capture(self, work: Work) -> Work:
         work()
@@ -166,6 +172,9 @@ class CudaMachine:
 
     def queue(self) -> Queue:
         return _CudaQueue(self.device)
+
+    def finish(self) -> None:
+        torch.cuda.current_stream(self.device).synchronize()
 
     def capture(self, work: Work) -> Work:
         """The first call compiles kernels and makes what lives longer than a tick, outside the

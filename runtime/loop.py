@@ -78,6 +78,9 @@ class TickLoop:
         """Whether the tick under way, or the next one, is past its deadline."""
         return self._grid is not None and self._clock.now() > self._grid.deadline(self._next)
 
+    def drain(self) -> None:
+        """Hands out what is still under way: of this loop nothing, between ticks."""
+
     def tick(self, stop: threading.Event | None = None) -> TickPlan | None:
         """Waits for the next grid point and runs its tick. None when `stop` was set meanwhile."""
         if self._grid is None:

@@ -16,17 +16,15 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from microturn.model.family import ModelFamily, Sampling
-from microturn.runtime import machine
-from microturn.runtime.admission import slots_within
 from microturn.runtime.background import Background
 from microturn.runtime.clock import Clock, RealClock
 from microturn.runtime.config import RuntimeConfig, build_config
 from microturn.runtime.conversation import Conversation, Source
-from microturn.runtime.cpu_engine import CpuEngine
 from microturn.runtime.delegation import Delegations, Desk
 from microturn.runtime.dump import DumpWriter, Header
 from microturn.runtime.emit import Emitter, Voice
 from microturn.runtime.engine import Engine
+from microturn.runtime.engines import make_engine
 from microturn.runtime.errors import (
     CloseCode,
     CloseReason,
@@ -45,9 +43,10 @@ from microturn.runtime.keeper import Keeper
 from microturn.runtime.loop import Predictor, TickLoop, unknown
 from microturn.runtime.metrics import Metrics
 from microturn.runtime.mover import Mover
+from microturn.runtime.overlap import Launches, OverlappedLoop
 from microturn.runtime.plan import TickPlan
 from microturn.runtime.queues import AudioQueue, IdQueue, OutputQueue, PatchQueue
-from microturn.runtime.scheduler import Scheduler, Seat
+from microturn.runtime.scheduler import RETRY_MS, Scheduler, Seat
 from microturn.runtime.session import Session, context_ids
 from microturn.runtime.snapshot import SnapshotInfo
 from microturn.runtime.versions import versions
@@ -106,7 +105,7 @@ class Runtime:
         self.foresight = Foresight(self.family, config, self.clock)
         foreseen = self.foresight.active and predict is unknown
         self._predict = self.foresight.seconds if foreseen else predict
-        self._engine: Engine = engine or CpuEngine(self.family, self._slots(), config.threads)
+        self._engine: Engine = engine or make_engine(self.family, config)
         self._scheduler = Scheduler(
             Budget(shape.max_rows, shape.frames, shape.input_samples, self.family.sees),
             self.num_slots,
@@ -172,11 +171,6 @@ class Runtime:
             raise ConfigError(f"snapshots: {error}") from None
         return Path(folder)
 
-    def _slots(self) -> int:
-        config, (_, free) = self.config, machine.memory_bytes()
-        slot_bytes = sum(spec.bytes_per_slot for spec in self.family.arena_specs())
-        return slots_within(config.max_sessions, slot_bytes, config.byte_budget, free)
-
     def _make_loop(self) -> TickLoop:
         family, shape = self.family, self.family.shape
         voice = Voice(
@@ -189,7 +183,11 @@ class Runtime:
             trained=family.trained,
             tokenizer=family.tokenizer,
         )
-        return TickLoop(
+        kind = TickLoop
+        if self.config.loop == "overlapped":
+            self._check_overlaps()
+            kind = OverlappedLoop
+        return kind(
             self.clock,
             shape.tick_ms * 1_000_000,
             self._scheduler,
@@ -205,6 +203,18 @@ class Runtime:
             record=self._dump.tick if self._dump else None,
             between=self._keeper.between_ticks,
         )
+
+    def _check_overlaps(self) -> None:
+        if not isinstance(self._engine, Launches):
+            raise ConfigError(
+                f"loop='overlapped' needs an engine that launches a tick and returns, as "
+                f"device='cuda' has, got {type(self._engine).__name__}; use loop='plain'"
+            )
+        if self.config.snapshots is not None:
+            raise ConfigError(
+                "snapshots are taken between ticks, and with loop='overlapped' one is always under "
+                "way; use loop='plain'"
+            )
 
     @property
     def ready(self) -> bool:
@@ -248,8 +258,7 @@ class Runtime:
         background    its own background model, in place of the runtime's
 
         Raises RuntimeFull with a reason and a retry hint when there is no slot, time or memory for
-        it, InputError, QueueFull when
-        the instructions exceed context_queue_rows, RuntimeClosed.
+        it, InputError, QueueFull when the instructions exceed context_queue_rows, RuntimeClosed.
         """
         self._check_ready()
         number = next(self._opened)
@@ -259,8 +268,35 @@ class Runtime:
         sampling = sampling if sampling is not None else Sampling()
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling must be a Sampling, got {type(sampling).__name__}")
+        session_id = f"{number:04d}-{secrets.token_hex(4)}"
+        try:
+            session = self._join(session_id, instructions, seed, sampling, background)
+        except BaseException as error:  # nothing of it stays
+            self._sessions.pop(session_id, None)
+            self._delegations.leave(session_id)
+            if self._dump is not None:
+                self._dump.forget(session_id)
+            if isinstance(error, MemoryError):
+                error = RuntimeFull("memory", f"no memory for one more session: {error}", RETRY_MS)
+            if isinstance(error, RuntimeFull):
+                self.metrics.refused()
+            raise error
+        self.metrics.opened()
+        if not self.ready:
+            self._scheduler.end(session_id, _RUNTIME_CLOSED)
+            self._check_ready()
+        return session
+
+    def _join(
+        self,
+        session_id: str,
+        instructions: str | None,
+        seed: int,
+        sampling: Sampling,
+        background: Background | None,
+    ) -> Session:
         ids = context_ids(instructions, self.family.tokenizer, None) if instructions else ()
-        inbox, outbox = self._queues(f"{number:04d}-{secrets.token_hex(4)}", sampling)
+        inbox, outbox = self._queues(session_id, sampling)
         if not inbox.context.push(ids):
             raise QueueFull(
                 f"{len(ids)} tokens of instructions, the queue holds {inbox.context.capacity}; "
@@ -270,25 +306,12 @@ class Runtime:
         if instructions:
             conversation.told(Source.INSTRUCTIONS, instructions)
         session = self._session(inbox, outbox, seed, conversation)
-        try:
-            self._delegations.join(self._desk(session, conversation, background))
-            if self._dump is not None:
-                self._dump.open(self._header(session))
-            self._sessions[session.id] = session
-            self._scheduler.admit(inbox, outbox, seed)
-        except BaseException as error:  # out of memory too: nothing of it stays
-            self._sessions.pop(session.id, None)
-            self._delegations.leave(session.id)
-            if self._dump is not None:
-                self._dump.forget(session.id)
-            if isinstance(error, RuntimeFull):
-                self.metrics.refused()
-            raise
-        self.metrics.opened()
-        log.info("session %s opened, %d context tokens", session.id, len(ids))
-        if not self.ready:
-            self._scheduler.end(session.id, _RUNTIME_CLOSED)
-            self._check_ready()
+        self._delegations.join(self._desk(session, conversation, background))
+        if self._dump is not None:
+            self._dump.open(self._header(session))
+        self._sessions[session_id] = session
+        self._scheduler.admit(inbox, outbox, seed)
+        log.info("session %s opened, %d context tokens", session_id, len(ids))
         return session
 
     def snapshot(
@@ -394,6 +417,7 @@ class Runtime:
             "num_slots": self.num_slots,
             "warm_up_ms": self.warm_up_ms,
             "state_bytes": self.state_bytes,
+            "graph_misses": getattr(self._engine, "graph_misses", 0),
             **self.foresight.summary(self.num_slots),
             **self.metrics.summary(),
         }
@@ -406,6 +430,8 @@ class Runtime:
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        if self.failure is None:
+            self._loop.drain()
         self._keeper.close()
         self._end_all(_RUNTIME_CLOSED)
         self._delegations.close()
