@@ -265,6 +265,20 @@ BENCH_CASES = (
     _global(64, 8192, 1, "2.1 GB, a full machine"),
     _global(64, 8192, 4, "a tick of 64 sessions"),
     _global(64, 8192, 1, "an eighth of the model: 1 kv head", H=4, Hkv=1),
+    AttentionCase(
+        (1,) * 8,
+        (16_383,) * 8,
+        32,
+        8,
+        128,
+        8192,
+        "a full window in eight sessions, sinks far behind it",
+        kind="pages",
+        extent=1024,
+        log_floor=128_000,
+        sinks=4,
+        append=False,
+    ),
     *(
         AttentionCase(
             (count,) * 64,
