@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from microturn.bench.providers.base import Call, Provider, Unavailable
-from microturn.kernels.registry import Case, OpInputs, get
+from microturn.bench.providers.base import Call, Provider
+from microturn.bench.subjects import get
+from microturn.kernels.registry import Case, OpInputs
 
 
 class Microturn:
@@ -18,13 +19,6 @@ class Microturn:
         self, op: str, case: Case, dtype: str, inputs: OpInputs, device: torch.device
     ) -> Call:
         run = get(op).run
-        try:
-            if device.type != "cpu":
-                _ = get(op).kernel
-        except ModuleNotFoundError as error:
-            if error.name != f"microturn.kernels.{op}.launch":
-                raise
-            raise Unavailable(f"{op} has no kernel yet") from None
         return lambda: run(*inputs)
 
 

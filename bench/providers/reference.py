@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from microturn.bench.providers.base import Call, Provider
-from microturn.kernels.registry import Case, OpInputs, get
+from microturn.bench.subjects import get
+from microturn.kernels.registry import Case, OpInputs
 
 
 class Reference:

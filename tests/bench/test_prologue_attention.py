@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from microturn.bench.prologue_attention import CASES, PrologueAttentionCase, make_inputs, run
+from microturn.bench.providers import microturn, reference
+from microturn.bench.providers.base import Provider
 from microturn.bench.subjects import get
 from microturn.kernels.qkvr_prologue import qkvr_prologue
 from microturn.kernels.streaming_attention import AttentionInputs, streaming_attention
-from microturn.kernels.testing import assert_close, to_device
+from microturn.kernels.testing import assert_bitwise_equal, assert_close, to_device
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
@@ -34,6 +36,14 @@ def test_it_costs_less_than_its_parts_and_more_than_either(case: PrologueAttenti
     for widths in ((4, None), (2, 1)):
         costs = [part.bytes(*widths) for part in parts]
         assert max(costs) < case.bytes(*widths) < sum(costs)
+
+
+@pytest.mark.parametrize("provider", (*microturn.PROVIDERS, *reference.PROVIDERS))
+@torch.inference_mode()
+def test_a_composition_is_computed_by_those_who_compute_ops(provider: Provider) -> None:
+    inputs, again = make_inputs(CASES[0]), make_inputs(CASES[0])
+    call = provider.prepare("prologue_attention", CASES[0], "fp32", inputs, torch.device("cpu"))
+    assert_bitwise_equal(call(), run(*again))
 
 
 def test_the_bench_finds_it() -> None:
