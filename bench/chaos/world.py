@@ -163,12 +163,13 @@ class World:
         text = "!" if rng.random() < 0.02 else " ".join(map(str, words))
         try:
             session = self.runtime.open(text or None, seed=seed)
-        except MemoryError:
-            self.faults["open_out_of_memory"] += 1
         except RuntimeFull as full:
-            self.faults["open_refused"] += 1
+            memory = full.reason == "memory"
+            self.faults["open_out_of_memory" if memory else "open_refused"] += 1
             need(full.retry_after_ms > 0, "a refusal says when to ask again", full)
-            need(len(here) == self.setting.slots, "only the full are refused", len(here))
+            need(memory == (text == "!"), "a refusal says why", full)
+            fits = len(here) < self.setting.slots
+            need(memory or not fits, "only the full are refused", len(here))
         there = {s.id for s in self.runtime.sessions}
         need(here <= there, "nobody is ended for a newcomer", *(here - there))
         if session is None:
