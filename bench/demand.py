@@ -10,6 +10,11 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
 
+SEARCH = 32
+"""Rounds of a binary search among int32."""
+LITTLE = 512
+"""Bytes a round of a search moves at most."""
+
 
 class Tile(NamedTuple):
     """One product: its flops, the bytes it moves, and those of them that move under a mask."""
@@ -52,7 +57,9 @@ class _Sum:
         self.tile = max(self.tile, other.tile, key=lambda tile: tile or (0,))
 
     def times(self, count: int | None) -> _Sum:
-        """A loop of so many rounds; None: nobody knows."""
+        """A loop of so many rounds; None: nobody knows, but a search has SEARCH at most."""
+        if count is None and not self.flops and self.nbytes <= LITTLE:
+            count = SEARCH
         if count is None:
             counted, bounded = self.counted and not self.flops, self.bounded and not self.nbytes
             return replace(self, counted=counted, bounded=bounded)

@@ -159,6 +159,13 @@ def test_a_code_says_what_it_asks_for() -> None:
     assert demand(known).nbytes == 3 * (4 * (weights + rows) + ends) + 4
 
 
+def test_a_search_moves_little_and_is_no_reason_to_know_nothing() -> None:
+    loop = "scf.for %s = %a to %b step %c : i32 {{\n%x = tt.load %p : tensor<{}x!tt.ptr<i32>>\n}}"
+    text = "tt.func public @k() {{\n{}\n}}"
+    assert demand(text.format(loop.format(16))).nbytes == 32 * 64
+    assert demand(text.format(loop.format(1024))).nbytes is None
+
+
 def test_of_two_branches_the_longer_counts_and_the_smaller_is_a_tile() -> None:
     dot = "%m = tt.dot %w, %y, %a : tensor<64x16xbf16> * tensor<16x{n}xbf16> -> tensor<64x{n}xf32>"
     loop = "scf.for %s = %c0_i32 to %c2_i32 step %c1_i32 iter_args() : i32 {{\n{0}\n}}"
