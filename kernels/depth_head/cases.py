@@ -61,6 +61,9 @@ CASES = (
     DepthCase(2, 32, 32, 1, 2, 32, 16, 16, "the most steps a frame has: PersonaPlex"),
 )
 
+NARROW_LOADS = {
+    "depth_head_frame.qkv_ptr": "q of a few heads, of this launch, in the L2; k and v come wide"
+}
 BENCH_CASES = (
     DepthCase(
         1, 4096, 1024, 6, 16, 2816, 8, 2048, "interaction-small; Moshi", Bar(us=750, times_peer=3)
