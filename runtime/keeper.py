@@ -63,8 +63,12 @@ class Keeper:
         sessions: Callable[[], Iterable[str]],
         folder: Path | None,
         every_s: float,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raises OSError when the folder cannot be made."""
+        """settle: called before a job, where a tick may still be under way between two others.
+
+        Raises OSError when the folder cannot be made.
+        """
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._clock = clock
@@ -72,6 +76,7 @@ class Keeper:
         self._sessions = sessions
         self._folder = folder
         self._every = round(every_s * 1e9)
+        self._settle = settle
         self._due: dict[str, int] = {}
         self._jobs: deque[_Job] = deque()
         self._longest_ns = 0
@@ -109,6 +114,7 @@ class Keeper:
             return True
         job = self._jobs.popleft()
         began = time.perf_counter_ns()
+        self._settle()
         try:
             if not job.run():
                 self._jobs.append(job)

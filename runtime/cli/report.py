@@ -25,6 +25,7 @@ class TickRecord:
     slack_ms  deadline minus the moment the output was out; negative is a miss
     pending   context and patch rows still waiting
     marks     what was not ordinary, see `marks`
+    delegations  the events of DelegationEvent.to_json
     """
 
     tick: int
@@ -36,6 +37,7 @@ class TickRecord:
     step_ms: float
     pending: int
     marks: tuple[str, ...]
+    delegations: tuple[Mapping[str, Any], ...] = ()
 
 
 def marks(output: Output) -> tuple[str, ...]:
@@ -57,6 +59,7 @@ def record(output: Output) -> TickRecord:
         step_ms=round(output.step_ms, 3),
         pending=output.pending_rows,
         marks=marks(output),
+        delegations=tuple(event.to_json() for event in output.delegations),
     )
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from microturn.runtime import CloseCode, RealClock, Runtime, Sampling, SnapshotError
 from microturn.runtime.errors import QueueFull, RuntimeFull
+from microturn.runtime.gpu_engine import GpuEngine
+from microturn.runtime.graphs import InlineMachine
 from microturn.runtime.inbox import Inbox
 from microturn.runtime.scheduler import Seat
 from microturn.runtime.session import Session
@@ -249,6 +251,30 @@ def test_another_model_slot_or_queue_is_refused_in_words(
         here.snapshot("none", tmp_path / "n")
     with pytest.raises(SnapshotError, match="cannot be written"):
         here.snapshot(session.id, tmp_path / "no" / "folder")
+
+
+@pytest.mark.parametrize("loop", ["plain", "overlapped"])
+def test_an_engine_of_graphs_saves_what_a_cpu_restores(
+    make_runtime: MakeRuntime, make_family: Any, tools: SimpleNamespace, tmp_path: Path, loop: str
+) -> None:
+    """And the other way; a tick that is under way meanwhile is handed out first."""
+    family = make_family(sees=True, max_rows=24)
+    graphs = make_runtime(model=family, engine=GpuEngine(family, 2, InlineMachine()), loop=loop)
+    here, there = make_runtime(model=family), make_runtime(model=family)
+    moved = grow(graphs, tools, 3)
+    graphs.snapshot(moved.id, tmp_path / "s")
+    first = tools.bits(tools.drain(there.restore(tmp_path / "s")))
+    there.sessions[0].close()
+    assert len(first) == 3
+    on_cpu = here.restore(tmp_path / "s")
+    got = go_on(here, on_cpu, tools, range(4, 7))
+    here.snapshot(on_cpu.id, tmp_path / "s")
+    moved.close()
+    got += go_on(graphs, graphs.restore(tmp_path / "s"), tools, range(7, 10))
+    straight = grow(there, tools, 3)
+    want = go_on(there, straight, tools, range(4, 10))
+    graphs.close()
+    assert got == want[: len(got)] and len(got) >= len(want) - 1
 
 
 def test_an_engine_that_cannot_says_so(
