@@ -134,6 +134,7 @@ class Runtime:
             lambda: tuple(self._sessions),
             self._snapshots(),
             config.snapshot_every_s,
+            lambda: self._loop.drain(),
         )
         self._loop = self._make_loop()
         self._opened = itertools.count()
@@ -209,11 +210,6 @@ class Runtime:
             raise ConfigError(
                 f"loop='overlapped' needs an engine that launches a tick and returns, as "
                 f"device='cuda' has, got {type(self._engine).__name__}; use loop='plain'"
-            )
-        if self.config.snapshots is not None:
-            raise ConfigError(
-                "snapshots are taken between ticks, and with loop='overlapped' one is always under "
-                "way; use loop='plain'"
             )
 
     @property
