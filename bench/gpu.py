@@ -7,6 +7,7 @@ Runs from the source tree, with torch, Triton and numpy and nothing else of ours
 warm   every kernel of the bench compiled side by side, so that later parts do not wait for it
 check  the tests of the kernels, on the GPU
 bench  microturn in every bench case: ops.json
+tick   the engine whole, small and at the published sizes: tick.json (see bench.gpu_tick)
 peers  the same with every peer beside it
 
 Each part has a time box; what a box cuts off says so in its row. The document is written after
@@ -27,7 +28,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PARTS = ("warm", "check", "bench", "peers")
+PARTS = ("warm", "check", "bench", "peers", "tick")
+USUAL = PARTS[:4]
 SECONDS = {"warm": 110.0, "check": 170.0}
 """The most a part takes; the bench takes what is left."""
 TOTAL_SECONDS = 560.0
@@ -52,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "bench" in parts or "peers" in parts:
         left = max(LEAST_SECONDS, asked.seconds - (time.monotonic() - begin))
         ends.append(("bench", *_bench(asked, "peers" in parts, left)))
+    if "tick" in parts:
+        from microturn.bench import gpu_tick
+
+        left = max(LEAST_SECONDS, asked.seconds - (time.monotonic() - begin))
+        ends.append(("tick", *gpu_tick.run(asked, left)))
     print()
     for part, good, says in ends:
         print(f"{part:<6} {'ok    ' if good else 'FAILED'}  {says}")
@@ -62,11 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -P -m microturn.bench.gpu")
     parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--parts", default=" ".join(PARTS), help="of: " + ", ".join(PARTS))
+    parser.add_argument("--parts", default=" ".join(USUAL), help="of: " + ", ".join(PARTS))
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for everything")
     parser.add_argument("--op", action="append", default=[], help="only this op; repeat")
     parser.add_argument("--dtype", action="append", default=[], help="only this dtype; repeat")
     parser.add_argument("--device", default="cuda", help="cpu: the small shapes, as a rehearsal")
+    from microturn.bench import gpu_tick
+
+    gpu_tick.arguments(parser)
     return parser.parse_args(given)
 
 

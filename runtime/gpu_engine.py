@@ -27,6 +27,7 @@ from microturn.runtime.arenas import Arenas
 from microturn.runtime.cpu_engine import OLD
 from microturn.runtime.engine import RowInput, SlotState, TickOutputs
 from microturn.runtime.graphs import Machine, Mark, Work
+from microturn.runtime.kernel_index import Place, placing
 from microturn.runtime.plan import RowPlan, TickPlan, bucket
 from microturn.runtime.staging import Staged, share_out, stage
 
@@ -95,6 +96,7 @@ class GpuEngine:
     graph_misses   ticks after warm-up that no captured graph held: an error, each is logged
     step_ms        what the device took for the tick collected last
     sizes          of the graphs, by the work they are
+    places         of each size the kernels of its graph, in order: pass, layer, op
     """
 
     def __init__(
@@ -117,7 +119,8 @@ class GpuEngine:
         self._sets = [_Set(machine, nbytes_in, nbytes_out) for _ in range(SETS)]
         self._up, self._main, self._down = machine.queue(), machine.queue(), machine.queue()
         self._graphs: dict[TickSize, Work] = {}
-        self._next = 0
+        self.places: dict[TickSize, list[Place]] = {}
+        self._next, self._warm = 0, False
         self._choose = lru_cache(4096)(self._smallest)
 
     @property
@@ -184,6 +187,7 @@ class GpuEngine:
             heard = TickInputs.carve(self._input, size, shape)
             said = Buffers.carve(self._output, size, shape)
             self._graphs[size] = self._machine.capture(self._program(heard, said))
+        self._warm = True
         self._choose.cache_clear()
         log.info("%d graphs captured", len(self._graphs))
 
@@ -214,9 +218,16 @@ class GpuEngine:
         self._machine.finish()
 
     def _program(self, heard: TickInputs, said: Buffers) -> Work:
+        model = getattr(self._family, "model", None)
+
         def run() -> None:
             with torch.inference_mode():
-                self._family.tick(heard, said, self.arenas)
+                if self._warm or model is None:
+                    self._family.tick(heard, said, self.arenas)
+                    return
+                with placing(model) as places:
+                    self._family.tick(heard, said, self.arenas)
+            self.places[heard.size] = places
 
         return run
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer as _Tokenizer
-from tokenizers.decoders import DecodeStream
-
 
 class FileTokenizer:
     """A `tokenizer.json` of the Hugging Face format; ids it does not know (output specials) are
@@ -16,6 +13,8 @@ class FileTokenizer:
 
     def __init__(self, path: Path) -> None:
         """Raises ValueError when the file cannot be read as a tokenizer."""
+        from tokenizers import Tokenizer as _Tokenizer  # a model without text does without it
+
         try:
             self._tokenizer = _Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -46,6 +45,8 @@ class FileTokenizer:
         """Call it with one id after the other: the text that is whole with it. Added tokens are
         silent.
         """
+        from tokenizers.decoders import DecodeStream
+
         stream = DecodeStream(skip_special_tokens=True)
 
         def push(token: int) -> str:
