@@ -92,15 +92,8 @@ class Emitter:
         voice, seat = self._voice, share.seat
         start_ms = (seat.position - 1) * voice.tick_ms
         ids = row.text_ids.tolist()
-        events = tuple(
-            TextEvent(
-                start_ms + j * voice.tick_ms / voice.frames,
-                token,
-                voice.tokenizer.piece(token) if voice.tokenizer else "",
-            )
-            for j, token in enumerate(ids)
-            if token != voice.listen_id
-        )
+        silent = ids.count(voice.listen_id) == len(ids)
+        events = () if silent else self._events(ids, start_ms)
         per_ms = voice.input_rate / 1000
         return Output(
             session_id=seat.session_id,
@@ -109,7 +102,7 @@ class Emitter:
             end_ms=start_ms + voice.tick_ms,
             audio=row.audio,
             sample_rate=voice.output_rate,
-            text="".join(event.piece for event in events),
+            text="".join([event.piece for event in events]),
             events=events,
             codes=row.codes,
             slack_ms=0.0,
@@ -120,4 +113,16 @@ class Emitter:
             dropped_outputs=0,
             delegation=voice.delegate_id in ids,
             untrained=not voice.trained,
+        )
+
+    def _events(self, ids: list[int], start_ms: int) -> tuple[TextEvent, ...]:
+        voice = self._voice
+        return tuple(
+            TextEvent(
+                start_ms + j * voice.tick_ms / voice.frames,
+                token,
+                voice.tokenizer.piece(token) if voice.tokenizer else "",
+            )
+            for j, token in enumerate(ids)
+            if token != voice.listen_id
         )

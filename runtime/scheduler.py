@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,10 @@ class Seat:
     strikes: int = 0
     joined: int | None = None
     rows: float = 0.0
+
+
+row_plan = lru_cache(4096)(RowPlan)
+"""Most of a session's ticks are alike."""
 
 
 class Share(NamedTuple):
@@ -182,15 +187,15 @@ class Scheduler:
             if seat.joined is None:
                 seat.joined = tick
             rows.append(
-                RowPlan(
-                    session_id=seat.session_id,
-                    slot=seat.slot,
-                    exec=held.live,
-                    reset=seat.fresh,
-                    n_context=len(held.context_ids),
-                    n_patches=len(held.patches),
-                    n_audio=frames if held.live else 0,
-                    n_feedback=held.n_feedback,
+                row_plan(
+                    seat.session_id,
+                    seat.slot,
+                    held.live,
+                    seat.fresh,
+                    len(held.context_ids),
+                    len(held.patches),
+                    frames if held.live else 0,
+                    held.n_feedback,
                 )
             )
             inputs[seat.session_id] = RowInput(

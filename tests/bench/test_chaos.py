@@ -119,13 +119,12 @@ def miscounted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot's next tenant is not reset."""
-    part, plan = scheduler.plan_of, scheduler.RowPlan
+    plan = scheduler.row_plan
 
-    def keep(**row: Any) -> Any:
-        return plan(**{**row, "reset": False})
+    def keep(session_id: str, slot: int, live: bool, reset: bool, *rows: int) -> Any:
+        return plan(session_id, slot, live, False, *rows)
 
-    monkeypatch.setattr(scheduler, "RowPlan", keep)
-    assert part is scheduler.plan_of
+    monkeypatch.setattr(scheduler, "row_plan", keep)
 
 
 def swapped(monkeypatch: pytest.MonkeyPatch) -> None:
