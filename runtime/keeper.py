@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -53,7 +54,7 @@ class Keeper:
     """Jobs between ticks, one after each tick at most, and a thread that writes what they copied.
 
     With a folder, every session is saved there every `every_s` seconds as its id with SUFFIX: the
-    newest one stays when the process dies, and goes when its owner closes the session.
+    newest one stays when the process dies or ends, and goes when its owner closes the session.
     """
 
     def __init__(
@@ -83,8 +84,7 @@ class Keeper:
         self._waited = 0
         self._closed = False
         self._writes: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="microturn-snapshot", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def save(self, session_id: str, path: Path) -> Future[SnapshotInfo]:
         """Done when the snapshot is safe on disk. Fails with SnapshotError, SessionClosed."""
@@ -130,7 +130,16 @@ class Keeper:
         self._due.pop(session_id, None)
         if self._folder is not None and forget:
             path = self._folder / f"{session_id}{SUFFIX}"
-            self._writes.put(lambda: path.unlink(missing_ok=True))
+            self._write_later(lambda: path.unlink(missing_ok=True))
+
+    def save_all(self) -> None:
+        """Every session once more, when no tick comes any more."""
+        if self._folder is None or self._closed:
+            return
+        for session_id in self._sessions():
+            self._save_periodic(session_id, self._folder)
+        while self.between_ticks(math.inf):
+            pass
 
     def close(self) -> None:
         """Writes what was copied; what was not fails."""
@@ -138,7 +147,8 @@ class Keeper:
         while self._jobs:
             _fail(self._jobs.popleft().future, SnapshotError("the runtime was closed meanwhile"))
         self._writes.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _add(self, job: _Job) -> None:
         self._jobs.append(job)
@@ -153,9 +163,12 @@ class Keeper:
             due = self._due.setdefault(session_id, now + self._every)
             if due <= now:
                 self._due[session_id] = now + self._every
-                future = self.save(session_id, folder / f"{session_id}{SUFFIX}")
-                future.add_done_callback(_log_failure)
+                self._save_periodic(session_id, folder)
                 return
+
+    def _save_periodic(self, session_id: str, folder: Path) -> None:
+        future = self.save(session_id, folder / f"{session_id}{SUFFIX}")
+        future.add_done_callback(_log_failure)
 
     def _take(self, session_id: str, path: Path, future: Future[SnapshotInfo]) -> bool:
         began = time.perf_counter()
@@ -191,8 +204,15 @@ class Keeper:
             )
             _resolve(future, info)
 
-        self._writes.put(write)
+        self._write_later(write)
         return True
+
+    def _write_later(self, job: Callable[[], None]) -> None:
+        if self._thread is None:
+            name = "microturn-snapshot"
+            self._thread = threading.Thread(target=self._write, name=name, daemon=True)
+            self._thread.start()
+        self._writes.put(job)
 
     def _write(self) -> None:
         while (job := self._writes.get()) is not None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from microturn.runtime.delegation import DelegationEvent
 from microturn.runtime.image_input import PATCH
 from microturn.runtime.output import Output
 
@@ -224,10 +225,15 @@ class PatchQueue:
         self._held = 0
 
 
+MAX_CARRIED = 64
+"""Events of dropped outputs that the next one carries: the newest so many."""
+
+
 class OutboxState(NamedTuple):
     """What a snapshot holds of an outbox: what was not read, and what was dropped before it."""
 
     outputs: tuple[Output, ...]
+    carried: tuple[DelegationEvent, ...]
     unmarked: int
     unmarked_ms: float
     dropped: int
@@ -247,6 +253,7 @@ class OutputQueue:
         self._finished = False
         self._unmarked = 0
         self._unmarked_ms = 0.0
+        self._carried: deque[DelegationEvent] = deque(maxlen=MAX_CARRIED)
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -260,7 +267,9 @@ class OutputQueue:
             if len(self._outputs) >= self._capacity:
                 if not self._drop_oldest:
                     return False
-                self._unmarked_ms += self._outputs.popleft().dropped_ms
+                lost = self._outputs.popleft()
+                self._carried.extend(lost.delegations)
+                self._unmarked_ms += lost.dropped_ms
                 self._unmarked += 1
                 self.dropped += 1
             self._outputs.append(output)
@@ -270,8 +279,8 @@ class OutputQueue:
     def save(self) -> OutboxState:
         """A copy; the outputs stay."""
         with self._lock:
-            outputs = tuple(self._outputs)
-            return OutboxState(outputs, self._unmarked, self._unmarked_ms, self.dropped)
+            outputs, carried = tuple(self._outputs), tuple(self._carried)
+            return OutboxState(outputs, carried, self._unmarked, self._unmarked_ms, self.dropped)
 
     def load(self, state: OutboxState) -> bool:
         """A new outbox goes on where another stood. False when more waited there than may here."""
@@ -279,7 +288,8 @@ class OutputQueue:
             return False
         with self._lock:
             self._outputs.extend(state.outputs)
-            _, self._unmarked, self._unmarked_ms, self.dropped = state
+            self._carried.extend(state.carried)
+            _, _, self._unmarked, self._unmarked_ms, self.dropped = state
         return True
 
     def finish(self) -> None:
@@ -323,8 +333,14 @@ class OutputQueue:
         output = self._outputs.popleft()
         if self._unmarked:
             dropped_ms = output.dropped_ms + self._unmarked_ms
-            output = replace(output, dropped_outputs=self._unmarked, dropped_ms=dropped_ms)
+            output = replace(
+                output,
+                dropped_outputs=self._unmarked,
+                dropped_ms=dropped_ms,
+                delegations=(*self._carried, *output.delegations),
+            )
             self._unmarked, self._unmarked_ms = 0, 0.0
+            self._carried.clear()
         return output
 
     def _wake(self) -> None:

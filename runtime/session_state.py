@@ -6,7 +6,7 @@ No torch before something is unpacked.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from microturn.runtime.audio_input import ResamplerState
 from microturn.runtime.background import DelegationRequest
 from microturn.runtime.conversation import Line, lines_from_json
-from microturn.runtime.delegation import DeskState, event_from_json
+from microturn.runtime.delegation import DelegationEvent, DeskState, event_from_json
 from microturn.runtime.engine import SlotState
 from microturn.runtime.errors import SnapshotError
 from microturn.runtime.image_input import Pixels
@@ -82,7 +82,8 @@ def pack(state: SessionState) -> Snapshot:
         },
         "frames": [[frame.still, frame.started] for frame in inbox.frames],
         "resampler": [spoken.resampler.rate, spoken.resampler.given],
-        "outbox": list(spoken.outbox[1:]),
+        "outbox": list(spoken.outbox[2:]),
+        "carried": [event.to_json() for event in spoken.outbox.carried],
         "outputs": [_output_facts(output) for output in spoken.outbox.outputs],
         "lines": [line._asdict() for line in spoken.lines],
         "delegations": {
@@ -135,14 +136,14 @@ def _unpack(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Ses
         ResamplerState(rate, arrays["recent"], given),
         arrays.get("last_frame"),
         inbox,
-        OutboxState(outputs, *facts["outbox"]),
+        OutboxState(outputs, _events(facts["carried"]), *facts["outbox"]),
         lines_from_json(facts["lines"]),
     )
     asked = facts["delegations"]
     desk = DeskState(
         asked["count"],
         [DelegationRequest.from_json(values) for values in asked["pending"]],
-        [event_from_json(values) for values in asked["events"]],
+        _events(asked["events"]),
     )
     slot = None
     if "layout" in facts:
@@ -153,6 +154,10 @@ def _unpack(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Ses
         }
         slot = SlotState(facts["layout"], facts["cursors"], data)
     return SessionState(facts["id"], SeatState(**facts["seat"]), spoken, desk, slot)
+
+
+def _events(values: Iterable[Mapping[str, Any]]) -> tuple[DelegationEvent, ...]:
+    return tuple(map(event_from_json, values))
 
 
 _APART = ("audio", "codes", "events", "delegations")
@@ -174,6 +179,6 @@ def _output(
         "audio": audio,
         "codes": codes,
         "events": tuple(TextEvent(*event) for event in values["events"]),
-        "delegations": tuple(event_from_json(event) for event in values["delegations"]),
+        "delegations": _events(values["delegations"]),
     }
     return Output(**{**values, **apart})

@@ -274,6 +274,16 @@ def test_a_flood_is_bounded_and_a_closed_session_wants_no_answers(talk: Any) -> 
     assert t.session.cancel_delegation("d1") is False
 
 
+def test_events_of_outputs_that_were_not_read_are_carried_on(talk: Any) -> None:
+    t = talk(output_queue_ticks=2, output_overflow="drop_oldest")
+    t.engine.says = {k: [DELEGATE, 0] for k in range(4)}
+    for _ in range(6):
+        t.runtime.tick()
+    output = t.session.poll()
+    assert output is not None and output.dropped_outputs == 4
+    assert [event.id for event in output.delegations] == ["d1", "d2", "d3", "d4"]
+
+
 def test_a_conversation_is_bounded_and_joins_what_is_said() -> None:
     talk = Conversation()
     talk.told(Source.INSTRUCTIONS, "stay")
