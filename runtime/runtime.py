@@ -419,7 +419,9 @@ class Runtime:
         }
 
     def close(self) -> None:
-        """Stops the clock and ends every session; outputs already made can still be read."""
+        """Stops the clock and ends every session; outputs already made can still be read. With a
+        folder of snapshots, every session is saved there first.
+        """
         if self._closed:
             return
         self._closed = True
@@ -428,6 +430,7 @@ class Runtime:
             self._thread.join()
         if self.failure is None:
             self._loop.drain()
+            self._keeper.save_all()
         self._keeper.close()
         self._end_all(_RUNTIME_CLOSED)
         self._delegations.close()
