@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -194,6 +195,20 @@ def test_steps_that_keep_raising_close_the_sessions_in_them(
     summary = runtime.summary()
     assert (summary["failed_steps"], summary["ticks"]) == (3, 1)
     assert summary["sessions_closed"] == {"step_failed": 1}
+
+
+def test_a_recording_that_fails_costs_no_session(
+    make_runtime: MakeRuntime, tools: SimpleNamespace, tmp_path: Path, caplog: Any
+) -> None:
+    want = alone(make_runtime(), tools, 6)
+    runtime = make_runtime(dump=tmp_path)
+
+    def full(*args: Any) -> None:
+        raise OSError("no space left")
+
+    runtime._loop._record = full
+    assert alone(runtime, tools, 6) == want
+    assert "tick 3 could not be recorded" in caplog.text
 
 
 def test_a_session_whose_text_cannot_be_made_ends_alone(

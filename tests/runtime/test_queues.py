@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from microturn.runtime.image_input import PATCH
-from microturn.runtime.queues import AudioQueue, IdQueue, PatchQueue
+from microturn.runtime.output import Output
+from microturn.runtime.queues import AudioQueue, IdQueue, OutputQueue, PatchQueue
 
 
 def ramp(start: int, stop: int) -> np.ndarray:
@@ -48,6 +50,37 @@ def test_drops_take_the_oldest_but_never_what_is_held() -> None:
     assert np.array_equal(held, ramp(0, 4))
     queue.settle(True)
     assert np.array_equal(queue.hold(100), ramp(8, 18))
+
+
+def test_a_share_given_back_before_a_gap_is_part_of_the_gap() -> None:
+    """So that what was dropped is always right before the next sample that is heard."""
+    queue = AudioQueue(10)
+    queue.push(ramp(0, 10))
+    queue.hold(4)
+    assert queue.push(ramp(10, 18)) == 4
+    assert queue.settle(False) == 4
+    assert np.array_equal(queue.hold(100), ramp(8, 18))
+    queue.settle(True)
+    queue.push(ramp(18, 20))
+    queue.hold(1)
+    assert queue.settle(False) == 0, "an old gap is forgotten"
+    assert np.array_equal(queue.hold(100), ramp(18, 20))
+
+
+def test_a_mark_survives_the_output_that_carried_it() -> None:
+    queue = OutputQueue(2, drop_oldest=True)
+    for tick, dropped_ms in enumerate((30.0, 0.0, 50.0, 7.0)):
+        assert queue.put(output(tick, dropped_ms))
+    first, second = queue.poll(), queue.poll()
+    assert first is not None and second is not None
+    assert (first.tick, first.dropped_outputs, first.dropped_ms) == (2, 2, 80.0)
+    assert (second.tick, second.dropped_outputs, second.dropped_ms) == (3, 0, 7.0)
+
+
+def output(tick: int, dropped_ms: float) -> Output:
+    known = {"session_id": "s", "tick": tick, "dropped_ms": dropped_ms, "dropped_outputs": 0}
+    values = {f.name: known.get(f.name, ()) for f in dataclasses.fields(Output)}
+    return Output(**values)  # type: ignore[arg-type]
 
 
 def test_context_is_taken_whole_or_not_at_all() -> None:
