@@ -57,7 +57,7 @@ CASES = (
     DepthCase(1, 256, 128, 2, 4, 352, 4, 256, "one session of interaction-tiny"),
     DepthCase(3, 64, 32, 2, 2, 48, 1, 32, "a single codebook: no step looks back"),
     DepthCase(11, 48, 64, 1, 4, 80, 3, 37, "prime rows over a tile, odd codebook size"),
-    DepthCase(64, 32, 32, 1, 2, 48, 2, 16, "as many sessions as a machine serves"),
+    DepthCase(33, 32, 32, 1, 2, 48, 2, 16, "a row over a tile of the largest configuration"),
     DepthCase(2, 32, 32, 1, 2, 32, 16, 16, "the most steps a frame has: PersonaPlex"),
 )
 

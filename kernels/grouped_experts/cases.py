@@ -96,12 +96,6 @@ CASES = (
 )
 
 DTYPES = ("bf16", "fp8")
-_SCALES = "a byte a row and 128 inputs: 0.8 % of the weights"
-NARROW_LOADS = {
-    f"{kernel}.{pointer}": _SCALES
-    for kernel in ("gate_up_decode", "down_decode")
-    for pointer in ("scales_ptr", "shared_scales_ptr")
-}
 _SMALL = "interaction-small, half its released expert width"
 BENCH_CASES = (
     *(
