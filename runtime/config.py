@@ -49,6 +49,8 @@ class RuntimeConfig:
     max_sessions        slots: memory for so many sessions is taken at the start
     byte_budget         bytes that the state of sessions may take: as many slots as fit, at most
                         max_sessions; None: max_sessions, if the machine has the memory
+    window, num_sink_tokens  keys that global layers see, and first keys of a session that stay
+                        visible beside them; None: the model's own
     admission           "predict" refuses a session whose ticks are predicted to be late, "slots"
                         only for want of a slot or memory; "auto" predicts where a clock runs
     admission_margin_ms the predicted p99 of a tick must leave this much of its period
@@ -78,6 +80,8 @@ class RuntimeConfig:
     tick_ms: int = 100
     max_sessions: int = 4
     byte_budget: int | None = None
+    window: int | None = None
+    num_sink_tokens: int | None = None
     admission: str = "auto"
     admission_margin_ms: int = 5
     seed: int = 0
@@ -117,6 +121,11 @@ class RuntimeConfig:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("byte_budget", 1), ("window", 1), ("num_sink_tokens", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                wanted = f"at least {least}" if least else "0 or more"
+                raise ConfigError(f"{name} must be {wanted}, got {value}")
         if not 0 <= self.admission_margin_ms < self.tick_ms:
             raise ConfigError(
                 f"admission_margin_ms must be 0 or more and less than a tick of {self.tick_ms} ms, "

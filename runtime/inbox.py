@@ -50,6 +50,7 @@ class Counters:
     silence_samples: int = 0
     ticks: int = 0
     late_ticks: int = 0
+    missed_ticks: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from microturn.runtime.bounds import upper95
+from microturn.runtime.machine import rss_bytes
+from microturn.runtime.nvml import REASONS, GpuSensor
 
 PHASES = ("wake", "gather", "plan", "step", "emit", "slack")
 MAX_US = 60_000_000
@@ -47,8 +49,10 @@ class Metrics:
     anything in time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: GpuSensor | None = None) -> None:
+        """gpu: looked at when somebody asks for a summary or a scrape, never by a tick."""
         self._lock = threading.Lock()
+        self._gpu = gpu
         self._hdr: dict[str, Any] = {name: HdrHistogram(1, MAX_US, 3) for name in PHASES}
         self._min_slack_ns: int | None = None
         self.idle_ticks = 0
@@ -64,7 +68,8 @@ class Metrics:
         self.dropped_ms = 0.0
         self.sessions_open = 0
         self.sessions_opened = 0
-        self.sessions_refused = 0
+        self.sessions_refused: Counter[str] = Counter()
+        self.missed_session_ticks = 0
         self.sessions_closed: Counter[str] = Counter()
         self.registry = CollectorRegistry()
         self._phases = Histogram(
@@ -105,23 +110,31 @@ class Metrics:
             self.sessions_open += 1
             self.sessions_opened += 1
 
-    def refused(self) -> None:
+    def refused(self, reason: str) -> None:
+        """A session was not admitted: for want of "slots", "time" or "memory"."""
         with self._lock:
-            self.sessions_refused += 1
+            self.sessions_refused[reason] += 1
 
-    def closed(self, code: str, *, dropped_ms: float, inserted_silence_ms: float) -> None:
-        """A session ended, after so much dropped input and inserted silence."""
+    def closed(
+        self, code: str, *, dropped_ms: float, inserted_silence_ms: float, missed_ticks: int
+    ) -> None:
+        """A session ended, after so much dropped input and inserted silence, so many ticks behind
+        the clock.
+        """
         with self._lock:
             self.sessions_open -= 1
             self.sessions_closed[code] += 1
             self.dropped_ms += dropped_ms
             self.inserted_silence_ms += inserted_silence_ms
+            self.missed_session_ticks += missed_ticks
 
     def summary(self) -> dict[str, Any]:
         """Counts, rates with their 95 % upper bound, and p50, p90, p99, p999 and max in ms.
 
-        Dropped input and inserted silence are of sessions that have ended.
+        Dropped input, inserted silence and missed session ticks are of sessions that have ended;
+        memory and GPU as they are now.
         """
+        gpu = self._gpu.sample() if self._gpu is not None else None
         with self._lock:
             trials = self.batch_ticks + self.skipped_ticks
             missed = self.misses + self.skipped_ticks
@@ -140,10 +153,14 @@ class Metrics:
                 "degraded": self.degraded,
                 "sessions_open": self.sessions_open,
                 "sessions_opened": self.sessions_opened,
-                "sessions_refused": self.sessions_refused,
+                "sessions_refused": self.sessions_refused.total(),
+                "sessions_refused_for": dict(self.sessions_refused),
                 "sessions_closed": dict(self.sessions_closed),
                 "dropped_ms": self.dropped_ms,
                 "inserted_silence_ms": self.inserted_silence_ms,
+                "missed_session_ticks": self.missed_session_ticks,
+                "rss_bytes": rss_bytes(),
+                "gpu": None if gpu is None else asdict(gpu),
                 "slack_ms_min": None if slack is None else slack / 1e6,
                 **{f"{name}_ms": _quantiles(self._hdr[name]) for name in PHASES},
             }
@@ -151,6 +168,19 @@ class Metrics:
     def prometheus(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+    def serve(self, port: int, address: str) -> tuple[int, Callable[[], None]]:
+        """Answers scrapes from a thread of its own: the port (a free one for 0), and what stops
+        it. Raises OSError when the port is taken.
+        """
+        server, thread = start_http_server(port, addr=address, registry=self.registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return int(server.server_port), stop
 
 
 def _quantiles(hdr: Any) -> dict[str, float]:
@@ -182,7 +212,11 @@ class _Counts:
             ("degraded", "Times a session's old input was dropped for lateness", m.degraded),
             ("caught_up_session_ticks", "Outputs of skipped ticks", m.caught_up_session_ticks),
             ("sessions_opened", "Sessions admitted", m.sessions_opened),
-            ("sessions_refused", "Sessions refused for want of a slot", m.sessions_refused),
+            (
+                "missed_session_ticks",
+                "Ticks that passed without a session, ended sessions",
+                m.missed_session_ticks,
+            ),
             ("dropped_input_seconds", "Audio dropped, ended sessions", m.dropped_ms / 1e3),
             (
                 "inserted_silence_seconds",
@@ -192,9 +226,28 @@ class _Counts:
         ):
             yield CounterMetricFamily(f"microturn_{name}", text, value=value)
         yield GaugeMetricFamily("microturn_sessions", "Sessions open", value=m.sessions_open)
-        closed = CounterMetricFamily(
-            "microturn_sessions_closed", "Sessions ended, by reason", labels=["reason"]
-        )
-        for reason, count in list(m.sessions_closed.items()):
-            closed.add_metric([reason], count)
-        yield closed
+        for name, text, counts in (
+            ("closed", "Sessions ended, by reason", m.sessions_closed),
+            ("refused", "Sessions not admitted, by what was short", m.sessions_refused),
+        ):
+            family = CounterMetricFamily(f"microturn_sessions_{name}", text, labels=["reason"])
+            for reason, count in list(counts.items()):
+                family.add_metric([reason], count)
+            yield family
+        yield _gauge("memory_bytes", "Memory of this process that is in RAM", rss_bytes())
+        gpu = m._gpu.sample() if m._gpu is not None else None
+        if gpu is not None:
+            yield _gauge("gpu_power_watts", "Power drawn", gpu.power_w)
+            yield _gauge("gpu_sm_hertz", "Clock of the multiprocessors", gpu.sm_mhz * 1e6)
+            yield _gauge("gpu_memory_hertz", "Clock of the memory", gpu.memory_mhz * 1e6)
+            yield _gauge("gpu_memory_used_bytes", "Memory in use by everybody", gpu.used_bytes)
+            held = GaugeMetricFamily(
+                "microturn_gpu_held_back", "1 where clocks are held back", labels=["reason"]
+            )
+            for reason in REASONS:
+                held.add_metric([reason], float(reason in gpu.held_back_by))
+            yield held
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"microturn_{name}", text, value=value)

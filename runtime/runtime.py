@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 import math
 import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +45,7 @@ from microturn.runtime.keeper import Keeper
 from microturn.runtime.loop import Predictor, TickLoop, unknown
 from microturn.runtime.metrics import Metrics
 from microturn.runtime.mover import Mover
+from microturn.runtime.nvml import gpu_sensor
 from microturn.runtime.overlap import Launches, OverlappedLoop
 from microturn.runtime.plan import TickPlan
 from microturn.runtime.queues import AudioQueue, IdQueue, OutputQueue, PatchQueue
@@ -100,7 +103,8 @@ class Runtime:
             config = dataclasses.replace(config, tick_ms=shape.tick_ms, input_queue_ms=queue_ms)
         self.config = config
         self.clock: Clock = clock if clock is not None else RealClock()
-        self.metrics = Metrics()
+        self.metrics = Metrics(gpu_sensor() if config.device == "cuda" else None)
+        self._stop_serving: Callable[[], None] | None = None
         self.failure: BaseException | None = None
         self.foresight = Foresight(self.family, config, self.clock)
         foreseen = self.foresight.active and predict is unknown
@@ -275,7 +279,7 @@ class Runtime:
             if isinstance(error, MemoryError):
                 error = RuntimeFull("memory", f"no memory for one more session: {error}", RETRY_MS)
             if isinstance(error, RuntimeFull):
-                self.metrics.refused()
+                self.metrics.refused(error.reason)
             raise error
         self.metrics.opened()
         if not self.ready:
@@ -352,8 +356,8 @@ class Runtime:
         def admit() -> Seat:
             try:
                 seat = self._scheduler.admit(inbox, outbox, spoken.seed)
-            except RuntimeFull:
-                self.metrics.refused()
+            except RuntimeFull as full:
+                self.metrics.refused(full.reason)
                 raise
             self.metrics.opened()
             self._sessions[session.id] = session
@@ -418,6 +422,27 @@ class Runtime:
             **self.metrics.summary(),
         }
 
+    def write_summary(self, path: str | os.PathLike[str]) -> None:
+        """summary(), the configuration and the versions of a run as one JSON file. Raises
+        OSError.
+        """
+        whole = {
+            "summary": self.summary(),
+            "config": dataclasses.asdict(self.config),
+            "versions": versions(),
+        }
+        Path(path).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", "utf-8")
+
+    def serve_metrics(self, port: int = 0, address: str = "127.0.0.1") -> int:
+        """Prometheus may scrape http://address:port/metrics until the runtime is closed; says which
+        port that is. Raises OSError when it is taken, RuntimeError when it is served already.
+        """
+        self._check_ready()
+        if self._stop_serving is not None:
+            raise RuntimeError("the metrics of this Runtime are served already")
+        port, self._stop_serving = self.metrics.serve(port, address)
+        return port
+
     def close(self) -> None:
         """Stops the clock and ends every session; outputs already made can still be read. With a
         folder of snapshots, every session is saved there first.
@@ -437,6 +462,8 @@ class Runtime:
         self._collector.stop()
         if self._dump is not None:
             self._dump.close()
+        if self._stop_serving is not None:
+            self._stop_serving()
         self._engine.close()
 
     def __enter__(self) -> Runtime:
@@ -478,6 +505,7 @@ class Runtime:
             reason.code,
             dropped_ms=counters.dropped_samples / per_ms,
             inserted_silence_ms=counters.silence_samples / per_ms,
+            missed_ticks=counters.missed_ticks,
         )
         if self._dump is not None:
             self._dump.end(seat.session_id, str(reason))
@@ -551,6 +579,13 @@ def _load(config: RuntimeConfig) -> ModelFamily:
 
     preset = None if config.checkpoint else config.preset
     try:
-        return load_family(preset, config.checkpoint, tick_ms=config.tick_ms, seed=config.seed)
+        return load_family(
+            preset,
+            config.checkpoint,
+            tick_ms=config.tick_ms,
+            seed=config.seed,
+            window=config.window,
+            num_sink_tokens=config.num_sink_tokens,
+        )
     except (ValueError, KeyError) as error:
         raise ConfigError(str(error.args[0] if error.args else error)) from error

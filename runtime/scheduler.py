@@ -217,7 +217,9 @@ class Scheduler:
             done = seat.session_id in committed
             seat.inbox.settle(held, done)
             if not done:
-                seat.inbox.owed += held.live and not seat.fresh
+                missed = held.live and not seat.fresh
+                seat.inbox.owed += missed
+                seat.inbox.counters.missed_ticks += missed
                 continue
             seat.fresh = False
             if seat.strikes:
@@ -265,11 +267,13 @@ class Scheduler:
         for seat in self.seats:
             if seat.inbox.live and not seat.inbox.paused:
                 seat.inbox.owed += ticks
+                seat.inbox.counters.missed_ticks += ticks
 
     def catch_up(self, shares: Sequence[Share]) -> None:
         """These are about to be given a tick that they are owed."""
         for share in shares:
             share.seat.inbox.owed -= 1
+            share.seat.inbox.counters.missed_ticks -= 1
 
     def degrade(self, samples: int) -> int:
         """Every session keeps only its newest `samples` of audio; says how many had more."""

@@ -49,11 +49,14 @@ class SessionStats:
     """A session's exact counts until now.
 
     ticks, late_ticks    outputs made, and those made after their deadline
+    missed_ticks         ticks that passed without it and were not caught up: its media time is so
+                         far behind the clock
     waiting_audio_ms     pushed and not yet heard: how far hearing lags behind pushing
     """
 
     ticks: int
     late_ticks: int
+    missed_ticks: int
     inserted_silence_ms: float
     dropped_ms: float
     dropped_outputs: int
@@ -127,6 +130,7 @@ class Session:
         return SessionStats(
             ticks=counters.ticks,
             late_ticks=counters.late_ticks,
+            missed_ticks=counters.missed_ticks,
             inserted_silence_ms=counters.silence_samples / per_ms,
             dropped_ms=counters.dropped_samples / per_ms,
             dropped_outputs=self._outbox.dropped,

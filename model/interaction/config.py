@@ -87,6 +87,17 @@ class InteractionConfig:
             max_rows=APPEND_ROWS,
         )
 
+    def with_window(self, window: int | None, num_sink_tokens: int | None) -> InteractionConfig:
+        """Global layers that see so many keys, and beside them so many first ones of a session;
+        None leaves as it is. Raises ValueError.
+        """
+        changes = {
+            name: value
+            for name, value in (("global_window", window), ("num_sink_tokens", num_sink_tokens))
+            if value is not None
+        }
+        return dataclasses.replace(self, trunk=dataclasses.replace(self.trunk, **changes))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint's config.json holds them."""
         return dataclasses.asdict(self)

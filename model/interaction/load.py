@@ -55,6 +55,8 @@ def load(
     tick_ms: int = ...,
     seed: int = ...,
     dtype: str = ...,
+    window: int | None = ...,
+    num_sink_tokens: int | None = ...,
     progress: Progress | None = ...,
 ) -> InteractionFamily: ...
 @overload
@@ -65,6 +67,8 @@ def load(
     tick_ms: int = ...,
     seed: int = ...,
     dtype: str = ...,
+    window: int | None = ...,
+    num_sink_tokens: int | None = ...,
     progress: Progress | None = ...,
 ) -> InteractionFamily | Inkling: ...
 def load(
@@ -74,6 +78,8 @@ def load(
     tick_ms: int = 100,
     seed: int = 0,
     dtype: str = "fp32",
+    window: int | None = None,
+    num_sink_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> InteractionFamily | Inkling:
     """A model on the CPU, computing in fp32: a preset with seeded random weights ("untrained"), or
@@ -84,6 +90,7 @@ def load(
     head and no codec.
     dtype     the values of a checkpoint's weights are those that storage as fp32, bf16 or fp8 has
               (kernels still compute in fp32; our own files round the trunk only)
+    window, num_sink_tokens  of an InteractionFamily: see InteractionConfig.with_window
     progress  called with the bytes read and the bytes of all, after every slice
 
     Raises CheckpointError (a ValueError) naming file and tensor, ValueError on an unknown preset or
@@ -96,7 +103,8 @@ def load(
         folder = Path(checkpoint)
         header = read_config(folder / CONFIG)
         if header.get("family") == FAMILY:
-            return _load_own(folder, header, tick_ms, dtype, progress)
+            seen = (window, num_sink_tokens)
+            return _load_own(folder, header, tick_ms, dtype, seen, progress)
         if str(header.get("model_type")).startswith("inkling"):
             return load_release(
                 folder, dtype=dtype, max_rows_per_tick=ROWS_PER_COMMIT, progress=progress
@@ -107,7 +115,7 @@ def load(
             f"family {FAMILY!r} and released Inkling weights (model_type {MODEL_TYPE!r})"
         )
     assert preset is not None
-    config = preset_config(preset)
+    config = preset_config(preset).with_window(window, num_sink_tokens)
     config.tick_shape(tick_ms)
     _check_memory(config)
     model = InteractionModel(config)
@@ -122,6 +130,8 @@ def load_family(
     tick_ms: int = 100,
     seed: int = 0,
     dtype: str = "fp32",
+    window: int | None = None,
+    num_sink_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> InteractionFamily:
     """`load` for the interaction mode. Raises NoAudioHead on released weights, unread."""
@@ -134,7 +144,16 @@ def load_family(
                 f"delegate by, so the interaction mode cannot run them; use them turn by turn "
                 f"(microturn run --mode turn), or take a checkpoint of the family {FAMILY!r}"
             )
-    loaded = load(preset, checkpoint, tick_ms=tick_ms, seed=seed, dtype=dtype, progress=progress)
+    loaded = load(
+        preset,
+        checkpoint,
+        tick_ms=tick_ms,
+        seed=seed,
+        dtype=dtype,
+        window=window,
+        num_sink_tokens=num_sink_tokens,
+        progress=progress,
+    )
     assert isinstance(loaded, InteractionFamily)
     return loaded
 
@@ -157,7 +176,12 @@ def save(family: InteractionFamily, folder: str | os.PathLike[str]) -> None:
 
 
 def _load_own(
-    folder: Path, header: dict[str, Any], tick_ms: int, dtype: str, progress: Progress | None
+    folder: Path,
+    header: dict[str, Any],
+    tick_ms: int,
+    dtype: str,
+    seen: tuple[int | None, int | None],
+    progress: Progress | None,
 ) -> InteractionFamily:
     path = folder / CONFIG
     if header.get("format") != FORMAT:
@@ -168,7 +192,7 @@ def _load_own(
     if not isinstance(header.get("model"), dict):
         raise CheckpointError(f"{path} has no sizes under model")
     try:
-        config = InteractionConfig.from_dict(header["model"])
+        config = InteractionConfig.from_dict(header["model"]).with_window(*seen)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     config.tick_shape(tick_ms)

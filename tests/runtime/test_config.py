@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import microturn.runtime
-from microturn.runtime import ConfigError, Runtime, RuntimeConfig, VirtualClock
+from microturn.model import interaction
+from microturn.model.interaction import InteractionFamily, InteractionModel, preset
+from microturn.runtime import ConfigError, Runtime, RuntimeConfig, RuntimeFull, VirtualClock
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,12 @@ from microturn.runtime import ConfigError, Runtime, RuntimeConfig, VirtualClock
         ({"seed": -1}, "seed must be in"),
         ({"dump": 5}, "dump must be"),
         ({"preset": None}, "preset must be str"),
+        ({"byte_budget": 1.5}, "byte_budget must be int | None"),
+        ({"byte_budget": 0}, "byte_budget must be at least 1, got 0"),
+        ({"window": -1}, "window must be at least 1, got -1"),
+        ({"num_sink_tokens": -1}, "num_sink_tokens must be 0 or more, got -1"),
+        ({"admission": "maybe"}, "admission must be one of"),
+        ({"admission_margin_ms": 100}, "less than a tick of 100 ms, got 100"),
     ],
 )
 def test_a_bad_value_is_named(values: dict[str, Any], says: str) -> None:
@@ -75,3 +84,40 @@ def test_every_public_name_exists_and_no_other() -> None:
     assert callable(microturn.runtime.replay)
     with pytest.raises(AttributeError, match="no attribute 'Sesion'"):
         _ = microturn.runtime.Sesion  # type: ignore[attr-defined]
+
+
+def test_a_byte_budget_says_how_many_slots_there_are(make_family: Any) -> None:
+    family = make_family()
+    slot = sum(spec.bytes_per_slot for spec in family.arena_specs())
+    budget = {"model": family, "clock": VirtualClock(), "max_sessions": 9}
+    with Runtime(byte_budget=3 * slot + 1, **budget) as runtime:
+        assert (runtime.num_slots, runtime.state_bytes) == (3, 3 * slot)
+        for _ in range(3):
+            runtime.open()
+        with pytest.raises(RuntimeFull, match="all 3 sessions are taken") as refused:
+            runtime.open()
+        assert refused.value.reason == "slots"
+    with Runtime(byte_budget=100 * slot, **budget) as runtime:
+        assert runtime.num_slots == 9
+    with pytest.raises(ConfigError, match=r"one session takes 0\.0 MB, got 0\.0 MB"):
+        Runtime(byte_budget=slot - 1, **budget)
+    with pytest.raises(ConfigError, match="lower max_sessions, or give a byte_budget"):
+        Runtime(model=family, clock=VirtualClock(), max_sessions=1 << 50)
+
+
+def test_a_window_changes_what_a_slot_takes_and_the_loader_is_told(
+    monkeypatch: pytest.MonkeyPatch, make_family: Any
+) -> None:
+    def slot_bytes(*seen: int | None) -> int:
+        with torch.device("meta"):
+            model = InteractionModel(preset("interaction-tiny").with_window(*seen))
+        return sum(spec.bytes_per_slot for spec in InteractionFamily(model).arena_specs())
+
+    key_and_value = 2 * 2 * 64 * 4
+    assert slot_bytes(None, None) - slot_bytes(1024, 128) == 2 * (1024 - 128) * key_and_value
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        interaction, "load_family", lambda *args, **kwargs: told.update(kwargs) or make_family()
+    )
+    Runtime(clock=VirtualClock(), window=1024, num_sink_tokens=128).close()
+    assert (told["window"], told["num_sink_tokens"]) == (1024, 128)
