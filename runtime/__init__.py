@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from microturn.runtime.errors import RuntimeFull as RuntimeFull
     from microturn.runtime.errors import SessionClosed as SessionClosed
     from microturn.runtime.errors import SnapshotError as SnapshotError
+    from microturn.runtime.lateness import LatenessPolicy as LatenessPolicy
     from microturn.runtime.output import Output as Output
     from microturn.runtime.output import TextEvent as TextEvent
     from microturn.runtime.replayer import ReplayReport as ReplayReport
@@ -78,6 +79,7 @@ _HOMES = {
         "SessionClosed",
         "SnapshotError",
     ),
+    "runtime.lateness": ("LatenessPolicy",),
     "runtime.output": ("Output", "TextEvent"),
     "runtime.replayer": ("ReplayReport", "dumped_sessions", "read_header", "replay"),
     "runtime.runtime": ("Runtime",),
