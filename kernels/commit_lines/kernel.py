@@ -54,15 +54,16 @@ def commit_lines_one(
     while step < N:
         n = step + lane
         heard = tl.load(audio_ptr + at + n, mask=(n < N) & speaks, other=0.0)
-        bad = bad | (tl.abs(heard) < float("inf")).to(tl.int32) ^ 1
-        clamped = tl.minimum(tl.maximum(heard, -1.0), 1.0)
+        finite = tl.abs(heard) < float("inf")
+        bad = bad | finite.to(tl.int32) ^ 1
+        clamped = tl.where(finite, tl.minimum(tl.maximum(heard, -1.0), 1.0), 0.0)
         tl.store(out_ptr + at + n, clamped, mask=n < N)
         step += BLOCK
     f = tl.arange(0, BLOCK_F)
     mine = (f < F) & speaks
     peak = tl.load(peaks_ptr + f * E + b, mask=mine, other=0.0)
-    finite = tl.load(finite_ptr + f * E + b, mask=mine, other=1)
-    wrong = (tl.abs(peak) < float("inf")).to(tl.int32) ^ 1 | (finite == 0).to(tl.int32)
+    whole = tl.load(finite_ptr + f * E + b, mask=mine, other=1)
+    wrong = (tl.abs(peak) < float("inf")).to(tl.int32) ^ 1 | (whole == 0).to(tl.int32)
     ok = (tl.max(bad, 0) == 0) & (tl.max(wrong, 0) == 0)
     tl.store(ok_ptr + b, ok.to(tl.uint8))
     moves = ok & (slot >= 0)

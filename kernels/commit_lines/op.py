@@ -31,7 +31,7 @@ def commit_lines(
     weights, rows: unused; the signature is the same for every op
     state   LineState
     out     Committed: ok of all lines (True for those of no slot), audio clamped to [-1, 1], zeros
-            for lines that do not speak; allocated when None
+            for samples that are not finite and lines that do not speak; allocated when None
 
     Source: DESIGN 4. Raises ValueError on shapes, TypeError on dtypes.
     """

@@ -48,7 +48,7 @@ def core(x: Said) -> Committed:
     ok[:speaking] = finite | ~x.emits[:speaking]
     audio = x.audio.new_zeros(lines, x.audio.shape[1])
     heard = (x.emits[:speaking] & (x.slot_ids[:speaking] >= 0))[:, None]
-    audio[:speaking] = torch.where(heard, x.audio.clamp(-1, 1), 0.0)
+    audio[:speaking] = torch.where(heard & x.audio.isfinite(), x.audio.clamp(-1, 1), 0.0)
     return Committed(ok, audio)
 
 

@@ -31,11 +31,7 @@ def test_a_kernel_does_what_the_reference_does(op: str, case: Any, device: str) 
     other = clone(state)
     got = item.kernel(x, weights, state, rows)
     want = item.reference(x, weights, other, rows)
-    finite = item.name != "commit_lines"
     for a, b in zip(tensors(got), tensors(want), strict=True):
-        if not finite and a.is_floating_point():
-            ok = want.ok[: len(a)]
-            a, b = a[ok], b[ok]
         assert torch.equal(a, b)
     for a, b in zip(tensors(state), tensors(other), strict=True):
         assert torch.equal(a, b)
@@ -75,7 +71,7 @@ def test_a_line_that_is_not_finite_stays_where_it_was() -> None:
             last = [int(x.text_ids[-1, b]), *x.codes[-1, b].tolist()]
             kept = state.feedback.data[state.feedback.parity[slot], slot]
             assert kept.tolist() == last
-    assert float(made.audio.nan_to_num().abs().max()) <= 1
+    assert float(made.audio.abs().max()) <= 1
 
 
 def test_a_line_that_does_not_speak_is_ok_whatever_its_numbers() -> None:
