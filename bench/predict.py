@@ -170,7 +170,9 @@ class Part:
         loads = tile.nbytes - (1 - self.filled) * tile.masked
         one = max(tile.flops / each_sm, loads * H200_SMS / L2_TBPS / 1e6)
         together = min(self.binary.blocks_per_sm, -(-self.blocks // H200_SMS), tiles)
-        return tiles * max(one, (one + TILE_US) / max(1, together))
+        ends = tiles * max(0.0, (one + TILE_US) / max(1, together) - one)
+        # The beginning of the first tile is the launch's LATENCY.
+        return tiles * one + max(0.0, ends - LATENCY_US)
 
     @property
     def peak_tflops(self) -> float:

@@ -67,7 +67,8 @@ def test_tiles_are_dealt_out_whole_and_begin_and_end_alone() -> None:
     alone = replace(BINARY, shared=200 * 1024)
     part = replace(PART, binary=alone, demand=Demand(tile=Tile(int(one), 0, 0)), flops=133 * one)
     assert alone.blocks_per_sm == 1
-    assert part.compute_us() == pytest.approx(2 * (10 + predict.TILE_US), rel=1e-6)
+    ends = 2 * predict.TILE_US - predict.LATENCY_US
+    assert part.compute_us() == pytest.approx(2 * 10 + ends, rel=1e-6)
     both = replace(part, binary=BINARY, blocks=264)
     assert both.compute_us() == pytest.approx(2 * 10, rel=1e-6)
     loads = int(20 * predict.L2_TBPS * 1e6 / 132)
