@@ -187,6 +187,7 @@ class GpuEngine:
             heard = TickInputs.carve(self._input, size, shape)
             said = Buffers.carve(self._output, size, shape)
             self._graphs[size] = self._machine.capture(self._program(heard, said))
+        self._machine.finish()
         self._warm = True
         self._choose.cache_clear()
         log.info("%d graphs captured", len(self._graphs))

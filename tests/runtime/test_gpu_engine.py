@@ -297,3 +297,33 @@ def test_every_tick_a_scheduler_may_plan_has_a_graph(make_family: Any) -> None:
                 wanted = TickSize(lines, lines * each, each, patches, lines)
                 held = next(size for size in sizes if size.holds(wanted))
                 assert held.rows <= max(8 * lines, 2 * 2 * wanted.rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_draws_as_the_cpu_does_and_alone_as_among_others() -> None:
+    from microturn.bench.gpu_tick import check
+    from microturn.runtime.graphs import CudaMachine
+
+    assert "to the bit" in check(CudaMachine())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("weights", ["bf16", "fp8"])
+def test_graphs_of_a_gpu_over_random_plans(weights: str) -> None:
+    """Two engines of other sizes of graph, one a tick ahead; nothing else moves the clock there."""
+    from microturn.runtime.graphs import CudaMachine
+
+    steps = [step for step in plans(small_family(), 14, 3, float("nan"), ROOM) if step[0].rows]
+    machine = CudaMachine()
+    family = small_family().to(machine.device, weights)
+    plain, ahead = warm(family, machine, sizes=SOME[:2]), warm(family, machine, sizes=SOME)
+    tickets = deque([ahead.launch(*steps[0])])
+    for k in range(1, len(steps)):
+        tickets.append(ahead.launch(*steps[k]))
+        same(plain.step(*steps[k - 1]), ahead.collect(tickets.popleft()), k - 1)
+    same(plain.step(*steps[-1]), ahead.collect(tickets.popleft()), len(steps))
+    assert all(torch.equal(a, b) for a, b in zip(state(plain), state(ahead), strict=True))
+    assert plain.graph_misses == ahead.graph_misses == 0
+    assert len(plain.places[SOME[0]]) > 50
