@@ -82,6 +82,7 @@ def cpu_system(family: ModelFamily, *, seed: int, threads: int) -> System:
 
     def make(sessions: int, *, real: bool, admission: str) -> Runtime:
         from microturn.runtime import FastClock, RealClock, Runtime
+        from microturn.runtime.lateness import COUNT_ONLY, LatenessPolicy
 
         return Runtime(
             model=family,
@@ -93,6 +94,8 @@ def cpu_system(family: ModelFamily, *, seed: int, threads: int) -> System:
             clock=RealClock() if real else FastClock(),
             start=False,
             admission=admission,
+            # Without admission there may be too many on purpose: they are measured, not ended.
+            lateness=COUNT_ONLY if admission == "slots" else LatenessPolicy(),
         )
 
     return System(

@@ -56,6 +56,7 @@ class TickRun:
     def runtime(self, sessions: int, *, realtime: bool) -> Runtime:
         """A warm runtime whose clock does not run yet."""
         from microturn.runtime import FastClock, RealClock, Runtime
+        from microturn.runtime.lateness import COUNT_ONLY
 
         return Runtime(
             model=self.family,
@@ -65,6 +66,7 @@ class TickRun:
             seed=self.seed,
             threads=self.threads,
             clock=RealClock() if realtime else FastClock(),
+            lateness=COUNT_ONLY,
             start=False,
         )
 
