@@ -15,7 +15,7 @@ from microturn.kernels.causal_conv.launch import (
     launch_conv,
     power_of_two,
 )
-from microturn.kernels.configs import choose
+from microturn.kernels.configs import Config, choose
 from microturn.kernels.launch import device_name, launch
 from microturn.kernels.residual_unit.kernel import unit_tiles
 from microturn.kernels.residual_unit.reference import ResidualUnitWeights
@@ -60,7 +60,7 @@ def _fused(
     state: Twice | None,
     rows: RowBatch | None,
     y: Tensor,
-    config: dict[str, int],
+    config: Config,
 ) -> None:
     check_tail_dtype("residual_unit", x, state)
     inner, outer = weights.inner, weights.outer
