@@ -12,6 +12,9 @@ from torch import Tensor
 from microturn.kernels.arena import ArenaSpec, Pages, Ring, Twice, View
 from microturn.runtime.engine import SlotState
 
+ALIGNMENT = 16
+"""Bytes: where an arena begins in a saved slot, so that it can be read as any dtype."""
+
 
 class Arenas:
     """Every arena, the cursors that say how much of it counts, and the commit.
@@ -115,11 +118,20 @@ class Arenas:
         ticks.
         """
         cursors = {name: self.committed(name, slot) for name in self._cursors}
-        data = {}
+        on_device = self.parity.device.type == "cuda"
+        size = saved_bytes(self._specs, cursors) + ALIGNMENT * len(self._specs)
+        # Pinned memory is kept by torch for the next time, and is copied to at the bus's own speed.
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=on_device)
+        data, at = {}, 0
         for spec in self._specs:
-            kept = self._kept(spec, slot, spec.positions_kept(cursors[spec.cursor]))
-            flat = torch.cat([part.reshape(-1).view(torch.uint8) for part in kept])
-            data[spec.name] = flat.cpu().numpy()
+            begin = at = -(-at // ALIGNMENT) * ALIGNMENT
+            for part in self._kept(spec, slot, spec.positions_kept(cursors[spec.cursor])):
+                flat = part.reshape(-1).view(torch.uint8)
+                host[at : at + len(flat)].copy_(flat, non_blocking=True)
+                at += len(flat)
+            data[spec.name] = host[begin:at].numpy()
+        if on_device:
+            torch.cuda.current_stream(self.parity.device).synchronize()
         return SlotState(self.layout(), cursors, data)
 
     def load(self, slot: int, state: SlotState) -> None:
@@ -186,6 +198,11 @@ class Arenas:
 
     def _empty(self, lead: tuple[int, int], spec: ArenaSpec, device: torch.device | str) -> Tensor:
         return torch.empty(*lead, *spec.shape, dtype=spec.dtype, device=device)
+
+
+def saved_bytes(specs: Sequence[ArenaSpec], cursors: Mapping[str, int]) -> int:
+    """What a snapshot holds of a slot that has committed so much: nearly all of its size."""
+    return sum(s.positions_kept(cursors[s.cursor]) * s.bytes_per_position for s in specs)
 
 
 def _deal_pages(num_slots: int, per_slot: int) -> Tensor:

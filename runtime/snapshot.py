@@ -125,7 +125,7 @@ def _parts(snapshot: Snapshot) -> Iterator[bytes | memoryview]:
     yield header
     for array in arrays.values():
         if array.size:
-            yield memoryview(array).cast("B")
+            yield array.data.cast("B")
 
 
 def _unpack(body: memoryview, length: int) -> Snapshot:

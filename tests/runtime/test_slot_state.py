@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from microturn.kernels.arena import ArenaSpec, Pages, Ring
+from microturn.kernels.arena import ArenaSpec, Pages, Ring, Twice
 from microturn.model.family import Sampling
-from microturn.runtime.arenas import Arenas
+from microturn.runtime.arenas import Arenas, saved_bytes
 from microturn.runtime.cpu_engine import CpuEngine
 from microturn.runtime.engine import RowInput, SavesSlots, SlotState
 from microturn.runtime.plan import RowPlan, TickPlan
@@ -96,9 +96,10 @@ def test_state_of_other_arenas_is_refused_and_changes_nothing(make_family: Any) 
 
 
 PINNED = (
-    ArenaSpec("ring", "ring", (2,), 16, "rows", torch.bfloat16, pinned=3, positions_per_cursor=2),
+    ArenaSpec("ring", "ring", (3,), 16, "rows", torch.bfloat16, pinned=3, positions_per_cursor=2),
     ArenaSpec("pages", "pages", (2,), 32, "rows", page_size=8, pinned=5),
 )
+IDS = ArenaSpec("ids", "twice", (3,), 1, "rows", torch.int64)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 15, 16, 40])
@@ -106,20 +107,25 @@ def test_pinned_positions_and_the_newest_come_along(rows: int) -> None:
     """Keys that are never recycled, of an arena that writes two positions a row and of one in
     pages: all that can be read here can be read there.
     """
-    here, there = Arenas(PINNED, 2), Arenas(PINNED, 3)
+    here, there = Arenas((*PINNED, IDS), 2), Arenas((*PINNED, IDS), 3)
     for spec in PINNED:
         view, at = here.view(spec.name), torch.arange(rows * spec.positions_per_cursor)
         assert isinstance(view, Ring | Pages)
         for k in at.tolist():
-            view.write(torch.tensor([1]), torch.tensor([k]), torch.tensor([[k, -k]]))
+            view.write(torch.tensor([1]), torch.tensor([k]), torch.full((1, *spec.shape), k))
+    ids, moved_ids = here.view("ids"), there.view("ids")
+    assert isinstance(ids, Twice) and isinstance(moved_ids, Twice)
+    ids.write(torch.tensor([1]), torch.tensor([[rows, -1, 1 << 40]]))
     here.commit([1], {"rows": [rows]}, [True])
     saved = here.save(1)
+    assert saved_bytes((*PINNED, IDS), saved.cursors) == sum(map(len, saved.data.values()))
     assert [len(saved.data[s.name]) // s.bytes_per_position for s in PINNED] == [
         min(2 * rows, 16),
         min(rows, 32),
     ]
     there.load(2, saved)
     assert there.committed("rows", 2) == rows
+    assert moved_ids.read(torch.tensor([2])).tolist() == [[rows, -1, 1 << 40]]
     for spec in PINNED:
         count = rows * spec.positions_per_cursor
         turning = spec.capacity - spec.pinned
