@@ -46,7 +46,8 @@ class ModelOptions:
 
         Raises UsageError, ConfigError.
         """
-        from microturn.runtime import Runtime
+        from microturn.runtime import LatenessPolicy, Runtime
+        from microturn.runtime.lateness import COUNT_ONLY
 
         if self.preset is not None and self.checkpoint is not None:
             raise UsageError("give --preset or --checkpoint, not both")
@@ -60,6 +61,7 @@ class ModelOptions:
                 seed=self.seed,
                 threads=self.threads,
                 max_sessions=1,
+                lateness=COUNT_ONLY if clock.by_hand else LatenessPolicy(),
                 dump=None if dump is None else str(dump),
                 clock=clock,
                 start=False,
