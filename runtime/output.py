@@ -23,7 +23,7 @@ class TextEvent(NamedTuple):
 class Output:
     """One tick of one session.
 
-    tick            index on the clock's grid
+    tick            index on the clock's grid; that of the output before where one was caught up
     start_ms, end_ms  media time: what was heard in it is what was pushed for it, and audio begins
                     at start_ms too
     audio           [n] fp32 mono in [-1, 1] at sample_rate

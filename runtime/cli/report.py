@@ -102,7 +102,7 @@ def summarise(records: Sequence[TickRecord]) -> dict[str, Any]:
     slack = [record.slack_ms for record in records]
     steps = [record.step_ms for record in records]
     grid = [record.tick for record in records]
-    skipped = grid[-1] - grid[0] + 1 - len(grid)
+    skipped = grid[-1] - grid[0] + 1 - len(set(grid))
     return {
         "ticks": len(records),
         "misses": sum(value < 0 for value in slack) + skipped,
