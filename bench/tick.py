@@ -63,6 +63,7 @@ class TickRun:
             tick_ms=self.family.shape.tick_ms,
             input_queue_ms=max(500, 5 * self.family.shape.tick_ms),
             max_sessions=sessions,
+            admission="slots",
             seed=self.seed,
             threads=self.threads,
             clock=RealClock() if realtime else FastClock(),

@@ -10,6 +10,7 @@ a tick of more sessions is never predicted to be shorter.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -46,6 +47,8 @@ CONFIDENCE = 0.99
 NEVER = 1 << 63
 
 Array = NDArray[np.float64]
+
+log = logging.getLogger("microturn.runtime.admission")
 
 
 class Load(NamedTuple):
@@ -104,14 +107,15 @@ class _Sample(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """What was measured at one number of sessions: what the amounts say, the median, and by how
-    much the 99th percentile exceeds it, in ns.
+    """What was measured at one number of sessions, in ns: what the amounts say, the median, and by
+    how much ticks exceeded it, 1 in 100 or the worst of a few; None when there were too few. known:
+    there were enough to tell.
     """
 
     fitted: float
     median: float
-    excess: float
-    count: int
+    excess: float | None
+    known: bool
 
 
 class _Fit:
@@ -145,10 +149,18 @@ class _Fit:
     def p99(self, load: Load) -> float:
         """ns."""
         middle = self.p50(load)
-        below = [n for n in self._levels if n <= load.sessions]
-        nearest = self._levels[max(below) if below else min(self._levels)]
-        excess = [self._levels[n].excess for n in below]
-        return middle + max([nearest.excess * middle / nearest.median, *excess])
+        seen = {n: its for n, its in sorted(self._levels.items()) if its.excess is not None}
+        known = {n: its for n, its in seen.items() if its.known}
+        # A guess counts for nothing where ticks were seen often enough.
+        excess = [0.0 if known else (PRIOR_TAIL - 1) * middle]
+        excess += [its.excess or 0.0 for n, its in seen.items() if n <= load.sessions]
+        if trusted := known or seen:
+            first, last = trusted[min(trusted)], trusted[max(trusted)]
+            if load.sessions < min(trusted):
+                excess.append((first.excess or 0.0) * middle / first.median)
+            elif load.sessions > max(trusted):
+                excess.append((last.excess or 0.0) * middle / last.median)
+        return middle + max(excess)
 
     def _rising(
         self, samples: dict[int, list[_Sample]], fitted: dict[Load, float]
@@ -167,7 +179,10 @@ class _Fit:
             its = samples[sessions]
             ratio = median / said_here
             over = sorted(sample.ns / (ratio * fitted[sample.load]) for sample in its)
-            levels[sessions] = _Level(said_here, median, (_tail(over) - 1) * median, count)
+            rank = quantile_rank(count, 0.99, CONFIDENCE)
+            worst = over[(rank or count) - 1]
+            excess = max(0.0, worst - 1) * median if count >= ENOUGH else None
+            levels[sessions] = _Level(said_here, median, excess, rank is not None)
         return levels
 
 
@@ -279,6 +294,7 @@ class Admission:
     A newcomer counts with its window full, beside the others with theirs: it may stay for hours.
     What it brings to read counts too, as far as one tick takes it. The first session is let in
     unless half of its ticks would be late: with nobody there nothing new could be measured.
+    Where it is `welcome` it is let in even then, with a warning.
 
     period_ns, margin_ns  the predicted p99 and the margin must fit the period
     rows, max_rows  a session brings to an ordinary tick, and at most
@@ -293,6 +309,7 @@ class Admission:
     max_rows: int
     session_bytes: int
     free_bytes: Callable[[], int]
+    welcome: bool = False
 
     def refusal(self, sessions: int, waiting_rows: int) -> Refusal | None:
         """Whether one more may join so many sessions, with so many rows of context to read."""
@@ -300,12 +317,14 @@ class Admission:
         ns = self.predictor.p99(load) if sessions else self.predictor.p50(load)
         if ns is not None and ns + self.margin_ns > self.period_ns:
             ticks = "99 of 100 ticks" if sessions else "half of the ticks"
-            return Refusal(
-                "time",
+            detail = (
                 f"{ticks} with {load.sessions} sessions are predicted to take {ns / 1e6:.1f} ms or "
                 f"less, which with a margin of {self.margin_ns / 1e6:g} ms is more than a tick of "
-                f"{self.period_ns / 1e6:g} ms has",
+                f"{self.period_ns / 1e6:g} ms has"
             )
+            if sessions or not self.welcome:
+                return Refusal("time", detail)
+            log.warning("the first session is let in all the same: %s", detail)
         free = self.free_bytes()
         if free < self.session_bytes:
             return Refusal(
@@ -360,12 +379,3 @@ def _isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
             (a, wa, na), (b, wb, nb) = pools[-2:]
             pools[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
     return [value for value, _, count in pools for _ in range(count)]
-
-
-def _tail(ratios: Sequence[float]) -> float:
-    """p99 over p50, from sorted ratios: its upper bound where there are enough of them."""
-    rank = quantile_rank(len(ratios), 0.99, CONFIDENCE)
-    if rank is not None:
-        return max(1.0, ratios[rank - 1])
-    few = len(ratios) < ENOUGH
-    return PRIOR_TAIL if few else max(PRIOR_TAIL, ratios[-1])

@@ -52,7 +52,8 @@ class RuntimeConfig:
     window, num_sink_tokens  keys that global layers see, and first keys of a session that stay
                         visible beside them; None: the model's own
     admission           "predict" refuses a session whose ticks are predicted to be late, "slots"
-                        only for want of a slot or memory; "auto" predicts where a clock runs
+                        only for want of a slot; "auto" predicts where a clock runs, but lets the
+                        first session in whatever it says, with a warning
     admission_margin_ms the predicted p99 of a tick must leave this much of its period
     seed                of untrained weights, and of sessions opened without a seed
     threads             torch threads of the stepping thread

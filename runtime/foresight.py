@@ -73,6 +73,7 @@ class Foresight:
             max_rows=shape.max_rows,
             session_bytes=session_bytes(config, shape, family.sees),
             free_bytes=lambda: machine.memory_bytes()[1],
+            welcome=config.admission == "auto",
         )
 
     def calibrate(self, engine: Engine, num_slots: int) -> None:

@@ -61,6 +61,7 @@ class ModelOptions:
                 seed=self.seed,
                 threads=self.threads,
                 max_sessions=1,
+                admission="slots",
                 lateness=COUNT_ONLY if clock.by_hand else LatenessPolicy(),
                 dump=None if dump is None else str(dump),
                 clock=clock,

@@ -235,6 +235,8 @@ def test_the_first_is_let_in_unless_half_of_its_ticks_are_late() -> None:
         assert (refused is not None) == late
         assert admission.refusal(1, 0) is not None
     assert refused is not None and refused.detail.startswith("half of the ticks with 1 sessions")
+    welcoming = replace(admission, welcome=True)
+    assert welcoming.refusal(0, 0) is None and welcoming.refusal(1, 0) is not None
 
 
 def test_context_to_read_counts_as_far_as_a_tick_takes_it() -> None:
