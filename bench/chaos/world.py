@@ -353,7 +353,7 @@ class World:
         self.session_ticks += stats.ticks
         self.late_session_ticks += stats.late_ticks
         need(
-            ledger.lost or stats.late_ticks - ledger.late in (0, stats.ticks - unread),
+            bool(ledger.lost) or stats.late_ticks - ledger.late in (0, stats.ticks - unread),
             "late outputs are counted",
             stats.late_ticks,
             ledger.late,
