@@ -5,9 +5,11 @@ each is one copy between host and device, and a captured graph always finds them
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +24,7 @@ ALIGNMENT = 256
 PATCH = (2, 40, 40, 3)
 
 
-@dataclass(frozen=True)
-class TickLine:
+class TickLine(NamedTuple):
     """One session's part of a tick, on the host.
 
     slot         arena row; reset: it has a new tenant
@@ -54,8 +55,7 @@ class TickLine:
         return 0 if self.patches is None else len(self.patches)
 
 
-@dataclass(frozen=True, order=True)
-class TickSize:
+class TickSize(NamedTuple):
     """What the buffers of a tick hold, and so which program runs: the key of a captured graph.
 
     lines      B
@@ -85,7 +85,7 @@ class TickSize:
 
     def holds(self, other: TickSize) -> bool:
         """Whether a tick of the other size fits into these buffers."""
-        return all(getattr(self, f.name) >= getattr(other, f.name) for f in fields(self))
+        return all(ours >= theirs for ours, theirs in zip(self, other, strict=True))
 
 
 class _Field(NamedTuple):
@@ -196,50 +196,66 @@ class TickInputs:
         Raises ValueError when the lines do not fit, or one that emits comes after one that does
         not.
         """
-        wanted = TickSize.of(lines, frames)
-        if not self.size.holds(wanted):
-            raise ValueError(f"buffers of {self.size} cannot hold {wanted}")
-        n, speaking = len(lines), wanted.speaking
+        size, at = self.size, self._on_host
+        speaking = sum(line.emits for line in lines)
         if not all(line.emits for line in lines[:speaking]):
             raise ValueError("lines that emit come first")
-        at = {name: value.numpy() for name, value in vars(self).items() if name != "size"}
-        at["slot_ids"][:n] = [line.slot for line in lines]
-        at["slot_ids"][n:] = -1
-        for name in ("emits", "reset"):
-            at[name][:n] = [getattr(line, name) for line in lines]
-            at[name][n:] = False
-        for name in ("text_temperature", "text_top_k", "audio_temperature", "audio_top_k"):
-            at[name][:speaking] = [getattr(line.sampling, name) for line in lines[:speaking]]
-        at["text_temperature"][speaking:] = at["audio_temperature"][speaking:] = 0.0
-        at["text_top_k"][speaking:] = at["audio_top_k"][speaking:] = 1
-        at["seed"][:speaking] = [line.seed for line in lines[:speaking]]
-        sources, context, patches = at["sources"], at["context_ids"], at["patches"]
-        context[:] = 0  # rows of other kinds are looked up too, and must find an id
-        of_patches = self.size.lines + self.size.rows
-        of_audio = of_patches + self.size.patches
-        at["row_offsets"][0] = row = patch = 0
+        of_patches = size.lines + size.rows
+        of_audio = of_patches + size.patches
+        sources: list[int] = []
+        offsets = [0]
+        patch = 0
         for b, line in enumerate(lines):
             if line.n_feedback:
-                sources[row] = b
-                row += 1
+                sources.append(b)
             if count := len(line.context_ids):
-                context[row : row + count] = line.context_ids
-                sources[row : row + count] = range(
-                    self.size.lines + row, self.size.lines + row + count
-                )
-                row += count
-            if line.patches is not None and (count := len(line.patches)):
-                patches[patch : patch + count] = line.patches
-                sources[row : row + count] = range(of_patches + patch, of_patches + patch + count)
-                row, patch = row + count, patch + count
+                first = size.lines + len(sources)
+                sources += range(first, first + count)
+            if count := line.num_patches:
+                sources += range(of_patches + patch, of_patches + patch + count)
+                patch += count
             if line.emits:
-                at["audio"][b] = line.audio
                 first = of_audio + b * frames
-                sources[row : row + frames] = range(first, first + frames)
-                row += frames
-            at["row_offsets"][b + 1] = row
-        at["row_offsets"][n + 1 :] = row
-        sources[row:] = 0
+                sources += range(first, first + frames)
+            offsets.append(len(sources))
+        n, rows = len(lines), len(sources)
+        most = max((end - start for start, end in pairwise(offsets)), default=0)
+        wanted = TickSize(n, rows, most, patch, speaking)
+        if not size.holds(wanted):
+            raise ValueError(f"buffers of {size} cannot hold {wanted}")
+        at["slot_ids"][:n] = [line.slot for line in lines]
+        at["slot_ids"][n:] = -1
+        at["row_offsets"][: n + 1] = offsets
+        at["row_offsets"][n + 1 :] = rows
+        at["emits"][:speaking] = True
+        at["emits"][speaking:] = False
+        at["reset"][:n] = [line.reset for line in lines]
+        at["reset"][n:] = False
+        at["sources"][:rows] = sources
+        at["sources"][rows:] = 0
+        heard = lines[:speaking]
+        for name in ("text_temperature", "text_top_k", "audio_temperature", "audio_top_k"):
+            at[name][:speaking] = [getattr(line.sampling, name) for line in heard]
+        at["text_temperature"][speaking:] = at["audio_temperature"][speaking:] = 0.0
+        at["text_top_k"][speaking:] = at["audio_top_k"][speaking:] = 1
+        at["seed"][:speaking] = [line.seed for line in heard]
+        if heard:
+            np.stack([line.audio for line in heard], out=at["audio"][:speaking])
+        context, patches = at["context_ids"], at["patches"]
+        context[:] = 0  # rows of other kinds are looked up too, and must find an id
+        patch = 0
+        for line, first in zip(lines, offsets, strict=False):
+            if count := len(line.context_ids):
+                row = first + line.n_feedback
+                context[row : row + count] = line.context_ids
+            if line.patches is not None:
+                patches[patch : patch + len(line.patches)] = line.patches
+                patch += len(line.patches)
+
+    @cached_property
+    def _on_host(self) -> dict[str, NDArray[Any]]:
+        """The tensors as arrays."""
+        return {k: v.numpy() for k, v in vars(self).items() if isinstance(v, Tensor)}
 
 
 @dataclass(frozen=True)

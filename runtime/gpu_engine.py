@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -85,6 +86,18 @@ class _Set:
         """The graph has its input: host_in and staged_in may be written again."""
         self.busy = False
         """Launched and not collected: host_out is not read yet."""
+        self._views: dict[TickSize, tuple[TickInputs, Buffers, int, int]] = {}
+
+    def views(self, size: TickSize, shape: TickShape) -> tuple[TickInputs, Buffers, int, int]:
+        """Input and output on the host, and the bytes of each."""
+        if size not in self._views:
+            self._views[size] = (
+                TickInputs.carve(self.host_in, size, shape),
+                Buffers.carve(self.host_out, size, shape),
+                TickInputs.nbytes(size, shape),
+                Buffers.nbytes(size, shape),
+            )
+        return self._views[size]
 
 
 class GpuEngine:
@@ -149,8 +162,8 @@ class GpuEngine:
         own, shape = self._sets[index], self._family.shape
         if own.taken is not None:
             own.taken.wait()
-        TickInputs.carve(own.host_in, size, shape).fill(staged.lines, frames)
-        n, m = TickInputs.nbytes(size, shape), Buffers.nbytes(size, shape)
+        heard, made, n, m = own.views(size, shape)
+        heard.fill(staged.lines, frames)
         with torch.inference_mode():
             self._up.copy(own.staged_in[:n], own.host_in[:n])
             self._main.after(self._up.mark())
@@ -164,7 +177,6 @@ class GpuEngine:
             self._down.copy(own.host_out[:m], own.staged_out[:m])
         own.busy = True
         self._next = (index + 1) % SETS
-        made = Buffers.carve(own.host_out, size, shape)
         return Ticket(staged.rows, index, made, began, ended, self._down.mark())
 
     def collect(self, ticket: Ticket) -> TickOutputs:
@@ -260,5 +272,5 @@ class GpuEngine:
 
 
 def _moved(part: TickInputs | Buffers, device: torch.device) -> TickInputs | Buffers:
-    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(part).items()}
-    return type(part)(**moved)
+    held = {field.name: getattr(part, field.name) for field in fields(part)}
+    return type(part)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in held.items()})
