@@ -17,6 +17,9 @@ from microturn.runtime.cli.errors import usage_errors
 Preset = Annotated[str, typer.Option(help="A named model.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Its weights; else seeded.")]
 TickMs = Annotated[int, typer.Option(help="Length of a tick.")]
+Window = Annotated[int | None, typer.Option(min=1, help="Keys of global layers; else the model's.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="auto; on cuda bfloat16 or fp8.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of arrivals, noise, weights and sampling.")]
 Threads = Annotated[int, typer.Option(min=1, help="torch threads of the step.")]
 Most = Annotated[int, typer.Option(min=1, help="Slots: never more sessions than this.")]
@@ -28,6 +31,9 @@ def capacity(
     preset: Preset = "interaction-tiny",
     checkpoint: Checkpoint = None,
     tick_ms: TickMs = 100,
+    window: Window = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
     miss_rate: Annotated[
         float, typer.Option(min=0, max=1, help="Of ticks late or skipped that still holds.")
     ] = 0.0,
@@ -47,7 +53,7 @@ def capacity(
     from microturn.bench.capacity import document
 
     made = document(
-        _system(preset, checkpoint, tick_ms, seed, threads),
+        _system(preset, checkpoint, tick_ms, window, device, dtype, seed, threads),
         ticks=ticks,
         probe_ticks=probe_ticks,
         most=most,
@@ -79,6 +85,9 @@ def load(
     preset: Preset = "interaction-tiny",
     checkpoint: Checkpoint = None,
     tick_ms: TickMs = 100,
+    window: Window = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
     stages: Annotated[int, typer.Option(min=1, help="From the first level to the last.")] = 5,
     stage_s: Annotated[float, typer.Option(min=1, help="Seconds of a stage.")] = 120.0,
     stay_s: Annotated[float, typer.Option(min=1, help="Seconds a session stays, mean.")] = 60.0,
@@ -93,7 +102,7 @@ def load(
     """
     from microturn.bench.load import document
 
-    system = _system(preset, checkpoint, tick_ms, seed, threads)
+    system = _system(preset, checkpoint, tick_ms, window, device, dtype, seed, threads)
     with usage_errors(ValueError):
         offered = sessions or known_capacity(system)
     made = document(
@@ -131,6 +140,9 @@ def soak(
     preset: Preset = "interaction-tiny",
     checkpoint: Checkpoint = None,
     tick_ms: TickMs = 100,
+    window: Window = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
     seed: Seed = 0,
     threads: Threads = 1,
     chart: Chart = None,
@@ -139,7 +151,7 @@ def soak(
     """Run sessions for long: misses with their bound, whether steps and memory grow with age."""
     from microturn.bench.soak import document
 
-    system = _system(preset, checkpoint, tick_ms, seed, threads)
+    system = _system(preset, checkpoint, tick_ms, window, device, dtype, seed, threads)
     with usage_errors(ValueError):
         stay = sessions or max(1, int(0.8 * known_capacity(system)))
         made = document(system, sessions=stay, minutes=minutes, told=_tell)
@@ -178,13 +190,31 @@ def known_capacity(system: System) -> int:
     return max(1, int(found["meta"]["capacity"]))
 
 
-def _system(preset: str, checkpoint: Path | None, tick_ms: int, seed: int, threads: int) -> System:
-    from microturn.bench.system import cpu_system
+def _system(
+    preset: str,
+    checkpoint: Path | None,
+    tick_ms: int,
+    window: int | None,
+    device: str,
+    dtype: str,
+    seed: int,
+    threads: int,
+) -> System:
+    from microturn.bench.system import system_of
     from microturn.model.interaction import load_family
+    from microturn.runtime.engines import WEIGHTS, check_cuda
+    from microturn.runtime.errors import ConfigError
 
-    with usage_errors(ValueError, KeyError, OSError, MemoryError):
-        family = load_family(None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed)
-    return cpu_system(family, seed=seed, threads=threads)
+    with usage_errors(ValueError, KeyError, OSError, MemoryError, ConfigError):
+        if dtype not in WEIGHTS.get(device, {}):
+            known = "; ".join(f"--device {d}: {', '.join(names)}" for d, names in WEIGHTS.items())
+            raise ValueError(f"--device {device} does not compute in {dtype!r}; known: {known}")
+        if device == "cuda":
+            check_cuda()
+        family = load_family(
+            None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed, window=window
+        )
+    return system_of(family, seed=seed, threads=threads, device=device, dtype=dtype)
 
 
 def _tell(line: str) -> None:

@@ -11,6 +11,7 @@ from microturn.bench.machine import meta
 from microturn.bench.traffic import MS, Heard, Traffic, noise
 from microturn.model.cost import CountsCost
 from microturn.runtime.admission import Amounts, counted
+from microturn.runtime.engines import WEIGHTS
 from microturn.runtime.foresight import amounts_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class System:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    dtype: str = "fp32"
     trained: bool = False
 
     @property
@@ -62,7 +64,7 @@ class System:
         return {
             "op": op,
             "case": case,
-            "dtype": "fp32" if self.device == "cpu" else "bf16",
+            "dtype": self.dtype,
             "provider": "microturn",
         }
 
@@ -75,17 +77,20 @@ class System:
         }
 
 
-def cpu_system(family: ModelFamily, *, seed: int, threads: int) -> System:
-    """A family on the CPU."""
+def system_of(
+    family: ModelFamily, *, seed: int, threads: int, device: str = "cpu", dtype: str = "auto"
+) -> System:
+    """A family on a device; dtype: see RuntimeConfig."""
     shape = family.shape
     window = family.window_rows if isinstance(family, CountsCost) else 0
 
     def make(sessions: int, *, real: bool, admission: str) -> Runtime:
         from microturn.runtime import FastClock, RealClock, Runtime
-        from microturn.runtime.lateness import COUNT_ONLY, LatenessPolicy
 
         return Runtime(
             model=family,
+            device=device,
+            dtype=dtype,
             tick_ms=shape.tick_ms,
             max_sessions=sessions,
             input_queue_ms=max(500, 5 * shape.tick_ms),
@@ -94,8 +99,6 @@ def cpu_system(family: ModelFamily, *, seed: int, threads: int) -> System:
             clock=RealClock() if real else FastClock(),
             start=False,
             admission=admission,
-            # Without admission there may be too many on purpose: they are measured, not ended.
-            lateness=COUNT_ONLY if admission == "slots" else LatenessPolicy(),
         )
 
     return System(
@@ -103,11 +106,13 @@ def cpu_system(family: ModelFamily, *, seed: int, threads: int) -> System:
         shape.tick_ms,
         shape.input_rate,
         make,
-        amounts_of(family, "cpu"),
+        amounts_of(family, device),
         rows=1 + shape.frames,
         window_ticks=window // (2 * shape.frames),
         seed=seed,
         threads=threads,
+        device=device,
+        dtype=WEIGHTS[device].get(dtype, dtype),
         trained=family.trained,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from microturn.kernels.conv_residual_norm.cases import ConvResidualNormCase
 from microturn.kernels.grouped_experts.cases import GroupedExpertsCase
@@ -34,7 +34,7 @@ def trunk_calls(
     for layer in range(config.num_layers):
         sizes = config.attention(layer)
         heads, kv_heads, width = sizes.num_heads, sizes.num_kv_heads, sizes.head_dim
-        kind = "pages" if sizes.pages else "ring"
+        kind: Literal["pages", "ring"] = "pages" if sizes.pages else "ring"
         qkvr = heads * (width + config.d_rel) + 2 * kv_heads * width
         yield "linear", LinearCase(rows, qkvr, hidden, reason)
         yield (

@@ -91,7 +91,7 @@ class InteractionConfig:
         """Global layers that see so many keys, and beside them so many first ones of a session;
         None leaves as it is. Raises ValueError.
         """
-        changes = {
+        changes: dict[str, Any] = {
             name: value
             for name, value in (("global_window", window), ("num_sink_tokens", num_sink_tokens))
             if value is not None
