@@ -45,11 +45,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class Film:
-    """Shots in order. Pictures are drawn when asked for."""
+    """Shots in order. Pictures are drawn when asked for, of one patch unless `size` says more."""
 
     shots: tuple[Shot, ...]
     fps: float = 10.0
-    size: tuple[int, int] = (40, 40)
+    size: tuple[int, int] = (39, 40)
 
     def picture(self, time: float) -> NDArray[np.uint8]:
         """[height, width, 3] at `time` seconds."""

@@ -15,7 +15,7 @@ from microturn.model.mimi.config import MimiConfig
 # The released text vocabulary; <listen>, <delegate> and <start> take the rows its padding leaves.
 RELEASED_WORDS, RELEASED_ROWS = 200_058, 201_024
 # tiny_tokenizer.json beside this file.
-TINY_WORDS, TINY_ROWS = 581, 592
+TINY_WORDS, TINY_ROWS = 698, 704
 
 
 # Inkling-Small (spec/inkling.md 1.1) with the three ids more; the others differ where they say so.

@@ -1,0 +1,121 @@
+"""Scripts side by side, as the rows of spec/interaction.md 1 that the trunk reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microturn.bench.training.script import TICK_SLOTS, Script
+from microturn.model.interaction.model import InteractionModel
+from microturn.runtime.image_input import to_patches
+
+
+@dataclass(frozen=True)
+class Voicing:
+    """The codes of every word, as the model says it.
+
+    words  by 1 + index in SPOKEN: [F, Q] int64
+    silence [Q] int64
+    """
+
+    words: Mapping[int, Tensor]
+    silence: Tensor
+
+    def codes(self, word: Tensor, since: Tensor) -> Tensor:
+        """word, since [T] as in Script -> [T, Q]; after a word's last frame, silence."""
+        made = self.silence.expand(len(word), -1).clone()
+        for index, frames in self.words.items():
+            inside = (word == index) & (since < len(frames))
+            made[inside] = frames[since[inside]]
+        return made
+
+
+class Batch(NamedTuple):
+    """N scripts of K ticks, 2 K slots each; shorter ones are padded and `real` says where.
+
+    bins [N, 2K, mels], patches [N, K, 2, 40, 40, 3] int16 or None, text, due, pending [N, 2K],
+    codes [N, 2K, Q], real [N, 2K] bool
+    """
+
+    bins: Tensor
+    patches: Tensor | None
+    text: Tensor
+    codes: Tensor
+    due: Tensor
+    pending: Tensor
+    real: Tensor
+
+
+def collate(scripts: Sequence[Script], voicing: Voicing, listen_id: int) -> Batch:
+    """All with pictures or all without. Raises ValueError on a mixture."""
+    seeing = {script.pictures is not None for script in scripts}
+    if len(seeing) != 1:
+        raise ValueError("scripts of one batch must all have pictures, or none of them")
+    slots = max(len(script.text) for script in scripts)
+
+    def pad(values: np.ndarray, fill: int) -> Tensor:
+        width = [(0, slots - len(values))] + [(0, 0)] * (values.ndim - 1)
+        return torch.from_numpy(np.pad(values, width, constant_values=fill)).long()
+
+    def stack(name: str, fill: int = 0) -> Tensor:
+        return torch.stack([pad(getattr(script, name), fill) for script in scripts])
+
+    word, since = stack("word"), stack("since", fill=1 << 20)
+    codes = torch.stack([voicing.codes(w, s) for w, s in zip(word, since, strict=True)])
+    real = torch.stack([torch.arange(slots) < len(script.text) for script in scripts])
+    ticks = slots // TICK_SLOTS
+    patches = torch.stack([_patches(s, ticks) for s in scripts]) if seeing == {True} else None
+    return Batch(
+        stack("bins"),
+        patches,
+        stack("text", listen_id),
+        codes,
+        stack("due"),
+        stack("pending"),
+        real,
+    )
+
+
+def _patches(script: Script, ticks: int) -> Tensor:
+    """[ticks, 2, 40, 40, 3]: each picture with the one before it, as a session shows them."""
+    assert script.pictures is not None
+    before, made = None, []
+    for picture in script.pictures:
+        (patch,) = to_patches(picture, 1, before)
+        made.append(patch)
+        before = picture
+    made += [made[-1]] * (ticks - len(made))
+    return torch.from_numpy(np.stack(made))
+
+
+def embed(model: InteractionModel, batch: Batch) -> Tensor:
+    """[N, K * R, H], R rows a tick: the last output fed back, a patch if any, two slots of audio,
+    the first output fed back.
+    """
+    config = model.config
+    n, slots = batch.text.shape
+    ticks = slots // TICK_SLOTS
+    nothing = torch.full_like(batch.codes[:, :1], config.codec.codebook_size)
+    start = torch.full_like(batch.text[:, :1], config.start_id)
+    text = torch.cat([start, batch.text], 1)[:, :-1]
+    codes = torch.cat([nothing, batch.codes], 1)[:, :-1]
+    fed = model.embed_feedback(text.flatten(), codes.flatten(0, 1)).view(n, ticks, TICK_SLOTS, -1)
+    heard = model.audio(batch.bins.flatten(0, 1)).view(n, ticks, TICK_SLOTS, -1)
+    rows = [fed[:, :, :1], heard, fed[:, :, 1:]]
+    if batch.patches is not None:
+        assert model.visual is not None
+        seen = model.visual(batch.patches.flatten(0, 1)).view(n, ticks, 1, -1)
+        rows.insert(1, seen)
+    return torch.cat(rows, 2).flatten(1, 2)
+
+
+def outputs(hidden: Tensor, batch: Batch) -> Tensor:
+    """hidden [N, K * R, H] of `embed`'s rows -> [N, 2K, H]: the rows that predict slots."""
+    n, slots = batch.text.shape
+    by_tick = hidden.view(n, slots // TICK_SLOTS, -1, hidden.shape[-1])
+    return by_tick[:, :, -TICK_SLOTS:].flatten(1, 2)
