@@ -63,20 +63,24 @@ class SnapshotInfo:
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> int:
     """The bytes written. Until all of them are on disk, `path` holds what it held before, whatever
-    happens to this process; the unfinished file beside it is overwritten by the next attempt.
+    happens to this process; what a killed one left unfinished beside it is overwritten by the next.
 
     Raises OSError, and ValueError for an array of a dtype that the format has no name for.
     """
     unfinished = path.with_name(path.name + ".part")
     size, sha = 0, hashlib.sha256()
-    with unfinished.open("wb") as file:
-        for part in _parts(snapshot):
-            sha.update(part)
-            size += file.write(part)
-        size += file.write(sha.digest())
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            for part in _parts(snapshot):
+                sha.update(part)
+                size += file.write(part)
+            size += file.write(sha.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # a disk that is full needs the room
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from microturn.model.interaction import load, presets
+from microturn.model.interaction import preset
+from microturn.model.interaction.load import _packaged_tokenizer
 from microturn.runtime import (
     Answer,
     BackgroundError,
@@ -328,13 +329,17 @@ def test_delegations_under_way_are_asked_again_where_a_snapshot_goes_on(
 
 
 def test_the_real_presets_delegate_by_their_own_id() -> None:
-    """spec/interaction.md: 200059 where the vocabulary is the released one."""
-    assert presets.preset("interaction-small").delegate_id == 200_059
-    family = load("interaction-tiny", tick_ms=100, seed=0)
-    assert family.tokenizer is not None
-    assert family.delegate_id == family.config.delegate_id
-    assert family.tokenizer.piece(family.delegate_id) == ""
-    assert family.delegate_id not in family.tokenizer.encode("please delegate this")
+    """spec/interaction.md: 200059 where the vocabulary is the released one; <listen>, <delegate>
+    and <start> behind the words of a vocabulary of its own.
+    """
+    assert preset("interaction-small").delegate_id == 200_059
+    assert preset("interaction-mini").delegate_id == 200_059
+    tiny = preset("interaction-tiny")
+    assert (tiny.listen_id, tiny.start_id) == (tiny.delegate_id - 1, tiny.delegate_id + 1)
+    words = _packaged_tokenizer(tiny)
+    assert words is not None
+    assert words.piece(tiny.delegate_id) == "" != words.piece(words.encode("hello")[0])
+    assert tiny.delegate_id not in words.encode("please <delegate> this")
 
 
 class Answers(BaseHTTPRequestHandler):

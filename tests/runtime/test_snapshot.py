@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import subprocess
 import sys
 import threading
@@ -288,6 +289,36 @@ def test_an_engine_that_cannot_says_so(
     session = runtime.open()
     with pytest.raises(SnapshotError, match="cannot save sessions"):
         runtime.snapshot(session.id, tmp_path / "s")
+
+
+def test_a_disk_that_is_full_costs_the_snapshot_and_nothing_else(
+    make_runtime: MakeRuntime,
+    family: Any,
+    tools: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime = make_runtime(model=family, snapshots=tmp_path, snapshot_every_s=1)
+    session = runtime.open(seed=1)
+    runtime.tick()
+    file = tmp_path / f"{session.id}.snapshot"
+    session.snapshot(file)
+    before = file.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(SnapshotError, match=r"cannot be written.*No space left"):
+            session.snapshot(file)
+        for _ in range(20):
+            runtime.tick()
+        runtime.close()
+    assert "a periodic snapshot failed" in caplog.text
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    assert len(tools.drain(session)) == 21
 
 
 def wait_for(folder: Path, count: int) -> list[Path]:
