@@ -113,7 +113,7 @@ def copy(state: KVState) -> KVState:
 
 
 ARENAS = {"ring": ("ring", 0), "pages with sinks": ("pages", 130)}
-AT, ROWS = 3900, 4
+AT, ROWS = 3900, 5
 
 
 @cache
