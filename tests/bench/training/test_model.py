@@ -188,3 +188,20 @@ def test_stages_have_known_tasks_and_their_scenes_are_the_same_again(lexicon: Le
     one, two = (scripts(recipe, 7, lexicon) for _ in range(2))
     assert all(np.array_equal(a.bins, b.bins) for a, b in zip(one, two, strict=True))
     assert any((a.text != lexicon.listen_id).any() for a in one)
+
+
+def test_words_are_voiced_by_the_codec_they_are_decoded_with() -> None:
+    pytest.importorskip("espeakng_loader")
+    from microturn.bench.training.speaking import voicing
+    from microturn.bench.training.voice import CODEC_RATE, spoken
+    from microturn.model.interaction.presets import preset
+    from microturn.model.mimi import Mimi
+
+    codec = Mimi(preset("interaction-tiny").codec)
+    codec.reset_parameters(torch.Generator().manual_seed(0))
+    voices = voicing(codec)
+    assert set(voices.words) == set(range(1, len(SPOKEN) + 1))
+    frames = voices.words[1 + SPOKEN.index("seventeen")]
+    seconds = len(spoken("seventeen")) / SAMPLE_RATE
+    assert len(frames) == -(-int(seconds * CODEC_RATE) // 1200) + 1
+    assert frames.dtype == torch.int64 and not torch.equal(frames[0], voices.silence)
