@@ -1,4 +1,4 @@
-"""Charts of ops documents: PNG files a person can read beside the numbers."""
+"""Charts of documents: PNG files a person can read beside the numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from microturn.bench import system_charts
 from microturn.bench.rows import NOT_PEERS, OURS, Row
 from microturn.bench.schema import SchemaError, validate
 
@@ -15,14 +16,15 @@ HEIGHT = 0.24
 
 
 def committed() -> list[Path]:
-    """Every ops document under bench/results."""
+    """Every document under bench/results that there are charts of."""
     folder = Path(__file__).resolve().parent / "results"
-    return [path for path in sorted(folder.glob("*/*.json")) if _has_ops(path)]
+    return [path for path in sorted(folder.glob("*/*.json")) if _has_charts(path)]
 
 
-def _has_ops(path: Path) -> bool:
-    rows = json.loads(path.read_text("utf-8"))["rows"]
-    return any(row.get("of_floor") is not None for row in rows)
+def _has_charts(path: Path) -> bool:
+    document = json.loads(path.read_text("utf-8"))
+    of_ops = any(row.get("of_floor") is not None for row in document["rows"])
+    return of_ops or document["suite"] in system_charts.CHARTS
 
 
 def draw(paths: Iterable[Path], out: Path | None = None) -> list[Path]:
@@ -39,9 +41,13 @@ def draw(paths: Iterable[Path], out: Path | None = None) -> list[Path]:
         folder = path.parent if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{path.parent.name}_{path.stem}" if out is not None else path.stem
+        if document["suite"] in system_charts.CHARTS:
+            drawn.append(system_charts.draw(document, folder / f"{stem}.png"))
         drawn += _draw(document, folder, stem)
     if not drawn:
-        raise ValueError("nothing to draw: no document has measured op rows")
+        raise ValueError(
+            "nothing to draw: no document has measured op rows, or is of capacity, load or soak"
+        )
     return drawn
 
 

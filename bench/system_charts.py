@@ -80,10 +80,11 @@ def _soak(figure: Any, rows: Sequence[Row], meta: Row) -> None:
         above.plot(at, [row.get(field) for row in minutes], "o-", color=color, label=f"step {name}")
     above.axhline(_tick_ms(rows), color="grey", linewidth=0.8)
     above.set_ylim(bottom=0)
+    above.xaxis.get_major_locator().set_params(integer=True)
     missed = f"{rows[-1]['misses']} of {rows[-1]['ticks']} ticks missed"
     _label(above, "", f"ms; {missed}")
     below.plot(at, [row["rss_mb"] for row in minutes], "o-", color=SERIES[2], label="process")
-    below.set_ylim(bottom=0)
+    below.set_ylim(0, 1.1 * max(row["rss_mb"] for row in minutes))
     _label(below, "minute", "MB")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from microturn.bench import capacity, cli_system, load, schema, soak, system_charts
+from microturn.bench import capacity, cli_system, load, report, schema, soak
 from microturn.bench.chaos.echo import SHAPE, EchoEngine, EchoFamily
 from microturn.bench.cli import app
 from microturn.bench.system import System
@@ -210,7 +210,10 @@ def test_documents_are_valid_and_can_be_drawn(suite: str, tmp_path: Path) -> Non
     }[suite]()
     schema.validate(json.loads(schema.dumps(made)))
     assert made["suite"] == suite and {r["op"] for r in made["rows"]} == {suite}
-    drawn = system_charts.draw(made, tmp_path / "charts" / f"{suite}.png")
+    path = tmp_path / "machine" / f"{suite}.json"
+    schema.write(path, made)
+    (drawn,) = report.draw([path], tmp_path / "charts")
+    assert drawn == tmp_path / "charts" / f"machine_{suite}.png"
     assert drawn.read_bytes().startswith(b"\x89PNG") and drawn.stat().st_size > 10_000
 
 
