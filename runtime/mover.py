@@ -57,9 +57,14 @@ class Mover:
             "weights": family.digest(),
         }
 
-    @property
-    def engine(self) -> SavesSlots:
-        """Raises SnapshotError when the engine cannot."""
+    def check(self) -> str:
+        """Which weights snapshots would be of. Call it where time is, before a tick is to wait.
+        Raises SnapshotError when there can be none.
+        """
+        self._saves()
+        return str(self.model["weights"])
+
+    def _saves(self) -> SavesSlots:
         if not isinstance(self._engine, SavesSlots):
             name = type(self._engine).__name__
             raise SnapshotError(f"{name} cannot save sessions: it has no save_slot and load_slot")
@@ -81,7 +86,7 @@ class Mover:
             SeatState(**{name: getattr(seat, name) for name in _SEAT}),
             spoken,
             asked,
-            None if seat.fresh else self.engine.save_slot(seat.slot),
+            None if seat.fresh else self._saves().save_slot(seat.slot),
         )
         return Copied(seat.position * self._family.shape.tick_ms, lambda: self._pack(state))
 
@@ -111,7 +116,7 @@ class Mover:
         seat = admit()
         if state.slot is not None:
             try:
-                self.engine.load_slot(seat.slot, state.slot)
+                self._saves().load_slot(seat.slot, state.slot)
             except ValueError as error:
                 detail = f"its state does not fit: {error}"
                 self._scheduler.end(session.id, CloseReason(CloseCode.INTERNAL, detail))

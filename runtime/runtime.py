@@ -170,8 +170,7 @@ class Runtime:
         if folder is None:
             return None
         try:
-            log.info("snapshots of weights %s", self._mover.model["weights"][:12])
-            self._mover.engine  # noqa: B018
+            log.info("sessions of weights %s are saved in %s", self._mover.check()[:12], folder)
         except SnapshotError as error:
             raise ConfigError(f"snapshots: {error}") from None
         return Path(folder)
@@ -327,8 +326,7 @@ class Runtime:
         Raises SnapshotError, SessionClosed, TimeoutError, RuntimeClosed.
         """
         self._check_ready()
-        self._mover.engine  # noqa: B018
-        _ = self._mover.model
+        self._mover.check()
         return self._between(self._keeper.save(session_id, Path(path)), timeout_s)
 
     def restore(
