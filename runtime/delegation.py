@@ -177,9 +177,9 @@ class Delegations:
             for request in state.pending:
                 self._ask(desk, request.id, request.offset_ms, request.context)
 
-    def desk(self, session_id: str) -> Desk:
-        """Raises KeyError for a session that is not open."""
-        return self._desks[session_id]
+    def desk(self, session_id: str) -> Desk | None:
+        """None for a session that is not open."""
+        return self._desks.get(session_id)
 
     def leave(self, session_id: str) -> None:
         """The session ended: nobody waits for its answers any more."""

@@ -31,10 +31,13 @@ MAX_WAITING = 4
 
 
 class Copied(NamedTuple):
-    """A session out of its runtime, and how to make a snapshot of it, elsewhere."""
+    """A session out of its runtime, how to make a snapshot of it, elsewhere, and whether its owner
+    has closed it meanwhile.
+    """
 
     position_ms: int
     pack: Callable[[], Snapshot]
+    over: Callable[[], bool]
 
 
 Copy = Callable[[str], Copied | None]
@@ -88,8 +91,11 @@ class Keeper:
 
     def save(self, session_id: str, path: Path) -> Future[SnapshotInfo]:
         """Done when the snapshot is safe on disk. Fails with SnapshotError, SessionClosed."""
+        return self._save(session_id, path, periodic=False)
+
+    def _save(self, session_id: str, path: Path, periodic: bool) -> Future[SnapshotInfo]:
         future: Future[SnapshotInfo] = Future()
-        self._add(_Job(lambda: self._take(session_id, path, future), future))
+        self._add(_Job(lambda: self._take(session_id, path, periodic, future), future))
         return future
 
     def run(self, job: Callable[[], Any]) -> Future[Any]:
@@ -167,10 +173,12 @@ class Keeper:
                 return
 
     def _save_periodic(self, session_id: str, folder: Path) -> None:
-        future = self.save(session_id, folder / f"{session_id}{SUFFIX}")
+        future = self._save(session_id, folder / f"{session_id}{SUFFIX}", periodic=True)
         future.add_done_callback(_log_failure)
 
-    def _take(self, session_id: str, path: Path, future: Future[SnapshotInfo]) -> bool:
+    def _take(
+        self, session_id: str, path: Path, periodic: bool, future: Future[SnapshotInfo]
+    ) -> bool:
         began = time.perf_counter()
         copied = self._copy(session_id)
         if copied is None:
@@ -178,6 +186,9 @@ class Keeper:
         ended = time.perf_counter()
 
         def write() -> None:
+            if periodic and copied.over():  # its file is removed, and may be already
+                future.cancel()
+                return
             try:
                 size = write_snapshot(path, copied.pack())
             except OSError as error:
@@ -223,6 +234,8 @@ class Keeper:
 
 
 def _log_failure(future: Future[SnapshotInfo]) -> None:
+    if future.cancelled():
+        return
     error = future.exception()
     if error is not None and not isinstance(error, MicroturnError):
         log.error("a periodic snapshot failed", exc_info=error)

@@ -77,6 +77,8 @@ class Mover:
         if seat is None or session is None:
             raise SnapshotError(f"there is no open session {session_id!r} to save")
         desk = self._delegations.desk(session_id)
+        if desk is None:
+            raise SnapshotError(f"session {session_id} ends just now")
         with desk.lock:
             spoken, asked = session.save(), desk.save()
         if spoken is None:
@@ -88,7 +90,13 @@ class Mover:
             asked,
             None if seat.fresh else self._saves().save_slot(seat.slot),
         )
-        return Copied(seat.position * self._family.shape.tick_ms, lambda: self._pack(state))
+
+        def over() -> bool:
+            reason = session.closed_reason
+            return reason is not None and reason.code is CloseCode.CLOSED
+
+        position_ms = seat.position * self._family.shape.tick_ms
+        return Copied(position_ms, lambda: self._pack(state), over)
 
     def read(self, path: Path) -> SessionState:
         """A session of this model. Raises SnapshotError."""

@@ -353,6 +353,26 @@ def test_sessions_are_saved_by_themselves_and_forgotten_when_closed(
     assert [facts["seat"]["position"] for facts in kept.values()] == [40, 40], "the last of all"
 
 
+def test_a_session_closed_while_it_is_written_leaves_no_file(
+    make_runtime: MakeRuntime, family: Any, tmp_path: Path
+) -> None:
+    """The file is removed before it could be written: it is not written then."""
+    runtime = make_runtime(model=family, snapshots=tmp_path, snapshot_every_s=1)
+    session, copy = runtime.open(), runtime._mover.copy
+
+    def closing(session_id: str) -> Any:
+        copied = copy(session_id)
+        session.close()
+        return copied
+
+    runtime._keeper._copy = closing
+    for _ in range(15):
+        runtime.tick()
+    assert session.state == "closed"
+    runtime.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_push_under_way_is_waited_for_after_the_next_tick(
     make_runtime: MakeRuntime, family: Any, tmp_path: Path
 ) -> None:
