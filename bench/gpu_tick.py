@@ -124,16 +124,16 @@ def simulate_collectives(family: InteractionFamily, us: float) -> int:
     """A delay behind attention and behind the MLP of every layer; how many there are in a pass."""
     import torch
 
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(10_000_000)
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(10_000_000)  # type: ignore[no-untyped-call]
     began.record()
-    torch.cuda._sleep(100_000_000)
+    torch.cuda._sleep(100_000_000)  # type: ignore[no-untyped-call]
     ended.record()
     ended.synchronize()
     cycles = int(us * 100_000_000 / (1000 * began.elapsed_time(ended)))
 
     def wait(module: Any, given: Any, made: Any) -> None:
-        torch.cuda._sleep(cycles)
+        torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
     layers: list[Any] = list(family.model.trunk.layers)
     for layer in layers:

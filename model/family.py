@@ -68,6 +68,10 @@ class ArenaSet(Protocol):
         """[num_slots] int64: positions committed on that cursor; 0 for a fresh session."""
         ...
 
+    def committed(self, cursor: str, slot: int) -> int:
+        """Of one slot. Waits for a device."""
+        ...
+
 
 class Tokenizer(Protocol):
     """Text to ids and back; special output ids decode to the empty string."""

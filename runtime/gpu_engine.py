@@ -69,7 +69,7 @@ class Ticket(NamedTuple):
     """A tick under way: which set of buffers it has, and when its outputs are on the host."""
 
     rows: tuple[RowPlan, ...]
-    index: int
+    place: int
     made: Buffers
     began: Mark
     ended: Mark
@@ -184,8 +184,8 @@ class GpuEngine:
         try:
             ticket.ready.wait()
         finally:
-            if ticket.index >= 0:
-                self._sets[ticket.index].busy = False
+            if ticket.place >= 0:
+                self._sets[ticket.place].busy = False
         self.step_ms = ticket.ended.ms_since(ticket.began)
         return share_out(ticket.rows, ticket.made)
 
@@ -259,10 +259,11 @@ class GpuEngine:
         self.graph_misses += 1
         log.error("no graph holds %s: %d misses since warm-up", wanted, self.graph_misses)
         shape, device = self._family.shape, self._machine.device
-        given, made = TickInputs.allocate(wanted, shape), Buffers.allocate(wanted, shape)
-        given.fill(staged.lines, shape.frames)
-        heard, said = (_moved(part, device) for part in (given, made))
-        assert isinstance(heard, TickInputs) and isinstance(said, Buffers)
+        made = Buffers.allocate(wanted, shape)
+        filled = TickInputs.allocate(wanted, shape)
+        filled.fill(staged.lines, shape.frames)
+        heard = TickInputs(wanted, **_moved(filled, device))
+        said = Buffers(wanted, **_moved(made, device))
         began = self._main.mark()
         self._main.run(self._program(heard, said))
         for name in ("ok", "text_ids", "codes", "audio"):
@@ -271,6 +272,6 @@ class GpuEngine:
         return Ticket(staged.rows, -1, made, began, ended, ended)
 
 
-def _moved(part: TickInputs | Buffers, device: torch.device) -> TickInputs | Buffers:
+def _moved(part: TickInputs | Buffers, device: torch.device) -> dict[str, Tensor]:
     held = {field.name: getattr(part, field.name) for field in fields(part)}
-    return type(part)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in held.items()})
+    return {name: v.to(device) for name, v in held.items() if isinstance(v, Tensor)}

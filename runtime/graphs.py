@@ -117,7 +117,7 @@ class InlineMachine:
 
 class _CudaMark:
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)
+        self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self.event.record(stream)
 
     def wait(self) -> None:
@@ -135,7 +135,7 @@ class _CudaQueue:
     """A stream. What raises here leaves nothing to fall back on: the driver's errors stay."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         with torch.cuda.stream(self.stream):
@@ -162,7 +162,7 @@ class CudaMachine:
     def __init__(self, index: int = 0) -> None:
         self.device = torch.device("cuda", index)
         self._pool = torch.cuda.graph_pool_handle()
-        self._capturing = torch.cuda.Stream(self.device)
+        self._capturing = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def memory(self, nbytes: int) -> Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8, device=self.device)

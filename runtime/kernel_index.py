@@ -47,11 +47,11 @@ class Place(NamedTuple):
 _LAYER = re.compile(r"trunk\.layers\.(\d+)")
 
 
-class _Placer(TorchDispatchMode):
+class _Placer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fills `places`; `launches` grows beside it."""
 
     def __init__(self, model: nn.Module, launches: Sequence[Launch]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.places: list[Place] = []
         self._names = {id(part): name for name, part in model.named_modules()}
         self._launches = launches
