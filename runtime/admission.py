@@ -29,7 +29,7 @@ from microturn.runtime.plan import TickPlan
 AGES = 16
 """Steps in which the age of a window is told apart."""
 
-KEPT = 1000
+KEPT = 512
 """Ticks remembered for each number of sessions."""
 
 HORIZON_NS = 1800 * 10**9
@@ -43,6 +43,8 @@ PRIOR_TAIL = 1.25
 
 CONFIDENCE = 0.99
 """That a predicted p99 is not below the true one."""
+
+REFRESH_NS = 10**9
 
 NEVER = 1 << 63
 
@@ -83,10 +85,13 @@ class Ages:
 
     def load(self, plan: TickPlan) -> Load:
         """Of a plan that is about to run."""
-        kept = [0 if row.reset else self._rows.get(row.slot, 0) for row in plan.rows]
-        filled = sum(min(rows, self._window) for rows in kept)
-        age = -(-AGES * filled // (self._window * max(1, len(kept))))
-        return Load(len(plan.rows), sum(row.num_rows for row in plan.rows), age)
+        filled = brought = 0
+        for row in plan.rows:
+            if not row.reset:
+                filled += min(self._rows.get(row.slot, 0), self._window)
+            brought += row.num_rows
+        sessions = len(plan.rows)
+        return Load(sessions, brought, -(-AGES * filled // (self._window * max(1, sessions))))
 
     def fill(self, slot: int) -> None:
         """The slot's window is full."""
@@ -94,10 +99,11 @@ class Ages:
 
     def advance(self, plan: TickPlan) -> None:
         """The plan ran."""
+        made = self._frames - 1
         for row in plan.rows:
             before = 0 if row.reset else self._rows.get(row.slot, 0)
-            made = self._frames - 1 if row.exec else 0
-            self._rows[row.slot] = before + row.num_rows + made
+            if before < self._window:
+                self._rows[row.slot] = before + row.num_rows + made * row.exec
 
 
 class _Sample(NamedTuple):
@@ -202,6 +208,7 @@ class TickPredictor:
         self._fit: _Fit | None = None
         self._stale = False
         self._oldest = NEVER
+        self._fitted_at = -NEVER
 
     def probe(self, load: Load, ns: Sequence[int]) -> None:
         """Warm-up ran ticks of that load; the slowest of several is put down to chance."""
@@ -223,22 +230,24 @@ class TickPredictor:
         with self._lock:
             return [(sample.load, sample.ns) for sample in self._ticks.get(sessions, ())]
 
-    def p50(self, load: Load) -> float | None:
-        """ns; None as long as nothing was measured."""
-        fit = self._current()
+    def p50(self, load: Load, *, wait: bool = True) -> float | None:
+        """ns; None as long as nothing was measured. wait=False: as last worked out, for a caller
+        who cannot wait until all that was seen since is in it.
+        """
+        fit = self._current() if wait or self._fit is None else self._fit
         return None if fit is None else fit.p50(load)
 
-    def p99(self, load: Load) -> float | None:
+    def p99(self, load: Load, *, wait: bool = True) -> float | None:
         """ns that 99 of 100 such ticks do not exceed, with 99 % confidence once 459 ticks at that
         number of sessions were seen; None as long as nothing was measured.
         """
-        fit = self._current()
+        fit = self._current() if wait or self._fit is None else self._fit
         return None if fit is None else fit.p99(load)
 
-    def at_hand(self, load: Load) -> float | None:
-        """p99 as last worked out, for a caller who cannot wait."""
-        fit = self._fit or self._current()
-        return None if fit is None else fit.p99(load)
+    def refresh(self) -> None:
+        """Works out anew what was seen, unless that was done less than `REFRESH_NS` ago."""
+        if self._now() - self._fitted_at >= REFRESH_NS:
+            self._current()
 
     def _current(self) -> _Fit | None:
         with self._lock:
@@ -256,6 +265,7 @@ class TickPredictor:
             self._oldest = min((its[0].at for its in self._ticks.values() if its), default=NEVER)
             self._stale = False
         # Outside the lock: the clock thread does not wait for arithmetic.
+        self._fitted_at = self._now()
         self._fit = _Fit(self._amounts, samples) if samples else None
         return self._fit
 
@@ -312,9 +322,12 @@ class Admission:
     welcome: bool = False
 
     def refusal(self, sessions: int, waiting_rows: int) -> Refusal | None:
-        """Whether one more may join so many sessions, with so many rows of context to read."""
+        """Whether one more may join so many sessions, with so many rows of context to read. By
+        what was last worked out: it is asked where ticks wait for the answer.
+        """
         load = self.load(sessions + 1, waiting_rows)
-        ns = self.predictor.p99(load) if sessions else self.predictor.p50(load)
+        ask = self.predictor.p99 if sessions else self.predictor.p50
+        ns = ask(load, wait=False)
         if ns is not None and ns + self.margin_ns > self.period_ns:
             ticks = "99 of 100 ticks" if sessions else "half of the ticks"
             detail = (

@@ -114,8 +114,16 @@ class Foresight:
 
     def seconds(self, plan: TickPlan) -> float | None:
         """See loop.Predictor."""
-        ns = self.predictor.at_hand(self._ages.load(plan))
+        ns = self.predictor.p99(self._ages.load(plan), wait=False)
         return None if ns is None else ns / 1e9
+
+    def prepare(self, sessions: int, waiting_rows: int) -> None:
+        """Works out beforehand, in the thread of who wants to join so many sessions, what `refusal`
+        will be asked while ticks wait.
+        """
+        if self.active:
+            self.predictor.refresh()
+            self.admission.refusal(sessions, waiting_rows)
 
     def refusal(self, sessions: int, waiting_rows: int) -> Refusal | None:
         """See Admission.refusal."""

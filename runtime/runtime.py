@@ -308,6 +308,7 @@ class Runtime:
         self._delegations.join(self._desk(session, conversation, background))
         if self._dump is not None:
             self._dump.open(self._header(session))
+        self.foresight.prepare(len(self._sessions), len(ids))
         self._sessions[session_id] = session
         self._scheduler.admit(inbox, outbox, seed)
         log.info("session %s opened, %d context tokens", session_id, len(ids))
@@ -350,6 +351,7 @@ class Runtime:
         session = self._session(inbox, outbox, spoken.seed, conversation)
         session.load(spoken, state.seat.position * self.family.shape.tick_ms)
         desk = self._desk(session, conversation, background)
+        self.foresight.prepare(len(self._sessions), len(inbox.context))
 
         def admit() -> Seat:
             try:

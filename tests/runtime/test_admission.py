@@ -168,7 +168,7 @@ def test_what_was_long_ago_is_forgotten() -> None:
 def test_nothing_measured_predicts_nothing() -> None:
     predictor = TickPredictor(now=Time())
     assert predictor.p50(ordinary(1)) is None and predictor.p99(ordinary(1)) is None
-    assert predictor.at_hand(ordinary(1)) is None
+    assert predictor.p99(ordinary(1), wait=False) is None
     assert policy(predictor).refusal(50, 0) is None
 
 
@@ -177,7 +177,13 @@ def test_who_cannot_wait_gets_the_last_answer() -> None:
     predictor = warmed(machine, time, most=4)
     before = predictor.p99(ordinary(2))
     run(predictor, Machine(2, base=80.0), time, ordinary(2), 2 * ENOUGH)
-    assert predictor.at_hand(ordinary(2)) == before
+    assert predictor.p99(ordinary(2), wait=False) == before
+    predictor.refresh()
+    assert (predictor.p99(ordinary(2), wait=False) or 0) > (before or 0)
+    run(predictor, Machine(2, base=200.0), time, ordinary(2), 8)
+    before = predictor.p99(ordinary(2), wait=False)
+    predictor.refresh()
+    assert predictor.p99(ordinary(2), wait=False) == before, "that was done just now"
     assert (predictor.p99(ordinary(2)) or 0) > (before or 0)
 
 
