@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from microturn.bench.training.codec import Recipe, Training, train
 from microturn.bench.training.codec_eval import evaluate
-from microturn.model.interaction.presets import preset
+from microturn.model.interaction.presets import TINY_CODEC, preset
 from microturn.model.mimi import load_mimi, save_mimi
 from microturn.runtime.cli.errors import OneLineErrors
 
@@ -63,7 +63,9 @@ def codec(
 
 @app.command("codec-eval")
 def codec_eval(
-    path: Annotated[Path, typer.Argument(help="A training folder, or a file of weights.")],
+    path: Annotated[
+        Path, typer.Argument(help="A training folder, or a file of weights; else those shipped.")
+    ] = TINY_CODEC,
     utterances: Annotated[int, typer.Option(min=1, help="Of five words, in each set.")] = 200,
     threads: Threads = 1,
 ) -> None:

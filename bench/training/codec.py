@@ -28,8 +28,10 @@ from microturn.bench.training.voice import utterance
 from microturn.model.interaction.presets import preset
 from microturn.model.mimi import Mimi, MimiConfig, load_mimi
 
-FIRST_BATCHES = 60
+FIRST_BATCHES = 40
 """Batches that the linear codec and its books are made of."""
+SMALLEST = 3e-3
+"""Size that a smaller tensor, or one of zeros, counts as."""
 CLIP = 5.0
 """Longest gradient of a step."""
 SAVE_SECONDS, LOG_STEPS = 120.0, 10
@@ -37,8 +39,8 @@ SAVE_SECONDS, LOG_STEPS = 120.0, 10
 
 @dataclass(frozen=True)
 class Recipe:
-    """batch recordings of `frames` frames a step; learning rate up over `warm` steps, then down
-    along a cosine to a twentieth at step `steps`.
+    """batch recordings of `frames` frames a step; the rate (a share of each tensor's size) rises
+    over `warm` steps, then falls along a cosine to a twentieth at step `steps`.
 
     joint_from     step from which encoder and books learn as well: before it the codes stand still,
                    and a step is half the work
@@ -47,13 +49,13 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 4000
+    steps: int = 1000
     batch: int = 4
     frames: int = 20
-    rate: float = 2e-3
-    warm: int = 50
-    joint_from: int = 4000
-    canonical: float = 0.7
+    rate: float = 3e-3
+    warm: int = 20
+    joint_from: int = 1000
+    canonical: float = 1.0
     commitment: float = 0.25
     average: float = 0.99
 
@@ -85,8 +87,18 @@ class Training:
         self.books = Books(self.codec)
         tables = self.codec.decoder.codebooks.tables.requires_grad_(False)
         self._trained = [p for p in self.codec.parameters() if p is not tables]
-        self.optimiser = torch.optim.AdamW(self._trained, lr=recipe.rate, betas=(0.8, 0.99))
+        self._set_out()
+
+    def _set_out(self) -> None:
+        """A fresh mean and optimiser. A step moves a value by a share of its tensor's size: the
+        linear codec's lie far apart, and one rate for all would blur it.
+        """
         self.mean = self._copies()
+        groups = [
+            {"params": [p], "size": max(SMALLEST, float(p.detach().square().mean().sqrt()))}
+            for p in self._trained
+        ]
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.8, 0.99), weight_decay=0.0)
 
     @classmethod
     def fresh(cls, recipe: Recipe, config: MimiConfig) -> Training:
@@ -98,7 +110,7 @@ class Training:
             latents = batched.encode(training.codec.encoder, heard).flatten(0, 1)
         generator = torch.Generator().manual_seed(recipe.seed)
         training.books.begin(training.codec, latents, generator)
-        training.mean = training._copies()
+        training._set_out()
         return training
 
     @classmethod
@@ -107,7 +119,7 @@ class Training:
         training = cls(recipe, preset("interaction-tiny").codec)
         training.codec.load_state_dict(load_mimi(weights, config=training.config).state_dict())
         training.books = Books(training.codec)
-        training.mean = training._copies()
+        training._set_out()
         return training
 
     def advance(self) -> dict[str, float]:
@@ -115,7 +127,7 @@ class Training:
         recipe, step = self.recipe, self.step
         audio = recordings(recipe, step, self.config)
         for group in self.optimiser.param_groups:
-            group["lr"] = recipe.rate_at(step)
+            group["lr"] = recipe.rate_at(step) * group["size"]
         joint = step >= recipe.joint_from
         self.codec.encoder.requires_grad_(joint)
         latents = batched.encode(self.codec.encoder, audio)

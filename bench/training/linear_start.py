@@ -18,15 +18,15 @@ from torch import Tensor
 from microturn.model.mimi import Mimi
 from microturn.model.mimi.layers import Conv, ConvTranspose, ResidualUnit
 
-SIZE = 0.1
+SIZE = 0.03
 """Standard deviation of a component inside SEANet; of the latents it is 1."""
-TREBLE = 0.9
+TREBLE = 0.75
 """Of each sample, this share of the one before is taken off before components are fitted."""
 SMALLEST = 0.02
 """Components weaker than this, against the strongest, are not raised to SIZE."""
 FREE = 8
 """One channel in so many carries no component: it is the residual units' own."""
-EDGE = 5.0
+EDGE = 16.0
 """Gain of a residual unit's first convolution: into the part of ELU that bends."""
 ECHO = 0.1
 """What the second latent of a frame has of the frame: a row of zeros has no layer norm."""

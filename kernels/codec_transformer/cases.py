@@ -56,7 +56,7 @@ class CodecTransformerCase:
 
 CASES = (
     CodecTransformerCase(0, 0, 0, 1, 64, 2, 64, 16, "no lines"),
-    CodecTransformerCase(1, 4, 1000, 2, 128, 4, 512, 400, "the tiny codec, a tick, window full"),
+    CodecTransformerCase(1, 4, 1000, 2, 128, 4, 512, 400, "a small codec, a tick, window full"),
     CodecTransformerCase(3, 2, 0, 1, 64, 2, 128, 16, "three sessions begin"),
     CodecTransformerCase(2, 5, 130, 1, 48, 3, 80, 37, "odd sizes, a leaf boundary in the window"),
     CodecTransformerCase(1, 18, 500, 1, 32, 2, 48, 100, "more rows of a line than attend together"),

@@ -39,7 +39,7 @@ class DequantizeCase:
 
 CASES = (
     DequantizeCase(0, 4, 4, 32, 16, 32, "no frames"),
-    DequantizeCase(2, 4, 4, 256, 64, 128, "the tiny codec, a tick of one session"),
+    DequantizeCase(2, 4, 4, 256, 64, 128, "a small codec, a tick of one session"),
     DequantizeCase(3, 8, 32, 64, 32, 48, "8 of 32 books, as the released codec runs"),
     DequantizeCase(5, 1, 3, 7, 24, 20, "the semantic book alone, odd sizes"),
 )

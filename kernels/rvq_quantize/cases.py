@@ -38,7 +38,7 @@ class QuantizeCase:
 
 CASES = (
     QuantizeCase(0, 32, 4, 32, 16, "no frames"),
-    QuantizeCase(2, 128, 4, 256, 64, "the tiny codec, a tick of one session"),
+    QuantizeCase(2, 128, 4, 256, 64, "a small codec, a tick of one session"),
     QuantizeCase(17, 48, 5, 130, 40, "one row over a tile, rows of a book over tiles"),
     QuantizeCase(5, 20, 3, 7, 24, "odd sizes"),
 )

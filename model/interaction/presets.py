@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from microturn.model.inkling.config import TrunkConfig
 from microturn.model.inkling.vision import VisionConfig
@@ -16,6 +17,11 @@ from microturn.model.mimi.config import MimiConfig
 RELEASED_WORDS, RELEASED_ROWS = 200_058, 201_024
 # tiny_tokenizer.json beside this file.
 TINY_WORDS, TINY_ROWS = 698, 704
+
+TINY_CODEC = Path(__file__).with_name("tiny_codec.safetensors")
+"""Trained weights of the codec of `interaction-tiny`, in kyutai's layout: read them with its sizes,
+`load_mimi(TINY_CODEC, config=preset("interaction-tiny").codec)`.
+"""
 
 
 # Inkling-Small (spec/inkling.md 1.1) with the three ids more; the others differ where they say so.
@@ -94,7 +100,7 @@ def _tiny() -> InteractionConfig:
         dense_width=768,
         num_experts=16,
         top_k=2,
-        expert_width=96,
+        expert_width=48,
         route_scale=4.0,
         vocab_size=TINY_ROWS,
         unpadded_vocab_size=TINY_WORDS + 3,

@@ -86,14 +86,14 @@ class MimiConfig:
             n_filters=16,
             ratios=(6, 5, 5, 4),
             compress=1,
-            dim=128,
+            dim=256,
             num_layers=2,
             num_heads=4,
             ff_dim=512,
             context=400,
             num_codebooks=4,
-            codebook_size=256,
-            codebook_dim=64,
+            codebook_size=1024,
+            codebook_dim=128,
         )
 
     @property
