@@ -38,10 +38,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from microturn.bench import schema
+from microturn.model.cost import EXCHANGE_US
 from microturn.runtime.bounds import upper95
 
 if TYPE_CHECKING:
-    from microturn.model.interaction import InteractionConfig, InteractionFamily
+    from microturn.model.interaction import InteractionFamily
     from microturn.model.tick import TickSize
     from microturn.runtime.engine import RowInput
     from microturn.runtime.gpu_engine import GpuEngine
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 TICK_MS = 100
 COMPILE_SECONDS = 150.0
-COLLECTIVE_US = 8.0
 WARM_TICKS = 20
 SAME_IDS = 0.9
 """Share of the ids of a first tick that a GPU must draw as the CPU does: both compute in fp32 but
@@ -81,33 +81,14 @@ SUBJECTS = (
 REHEARSAL = (Subject("interaction-tiny", 2, "fp32", 2),)
 
 
-def shard(config: InteractionConfig, ways: int) -> InteractionConfig:
-    """The sizes of one of `ways` ranks."""
-    trunk = config.trunk
-    names = ("num_heads", "num_kv_heads", "local_num_heads", "local_num_kv_heads")
-    cut = {name: getattr(trunk, name) // ways for name in names}
-    cut |= {name: getattr(trunk, name) // ways for name in ("dense_width", "expert_width")}
-    rows = trunk.vocab_size // ways // 16 * 16
-    words = min(rows, trunk.unpadded_vocab_size // ways)
-    small = dataclasses.replace(trunk, **cut, vocab_size=rows, unpadded_vocab_size=words)
-    return dataclasses.replace(
-        config,
-        trunk=small,
-        depth=dataclasses.replace(config.depth, text_vocab_size=words),
-        listen_id=words - 3,
-        delegate_id=words - 2,
-        start_id=words - 1,
-    )
-
-
 def build(subject: Subject, device: Any) -> InteractionFamily:
     """Random weights, made on the device in the width they are computed in."""
     import torch
 
     from microturn.model.interaction import InteractionFamily, InteractionModel, preset
+    from microturn.model.interaction.shard import shard
 
-    config = preset(subject.preset)
-    config = shard(config, subject.ways) if subject.ways > 1 else config
+    config = shard(preset(subject.preset), subject.ways)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32 if subject.dtype == "fp32" else torch.bfloat16)
     try:
@@ -337,7 +318,7 @@ def floor_ms(
     work = even(subject.sessions, rows, family.window_rows)
     width = 4 if subject.dtype == "fp32" else 2
     moved = totals(family.calls(work), width, 1 if subject.dtype == "fp8" else width).bytes
-    return moved / (read_gbps * 1e6) + reductions * family.shape.frames * COLLECTIVE_US / 1000
+    return moved / (read_gbps * 1e6) + reductions * family.shape.frames * EXCHANGE_US / 1000
 
 
 def measure(
@@ -349,7 +330,7 @@ def measure(
     family = build(subject, machine.device)
     on_gpu = machine.device.type == "cuda"
     simulated = on_gpu and subject.ways > 1
-    reductions = simulate_collectives(family, COLLECTIVE_US) if simulated else 0
+    reductions = simulate_collectives(family, EXCHANGE_US) if simulated else 0
     weights = torch.cuda.memory_allocated() / 1e9 if on_gpu else 0.0
     began = time.perf_counter()
     engine = engine_of(family, subject.sessions, machine)
@@ -380,11 +361,11 @@ def measure(
 def precompile(index: int) -> None:
     """Every kernel of a subject's graph, for sm_90, into Triton's cache on disk."""
     from microturn.model.interaction import preset
+    from microturn.model.interaction.shard import shard
     from microturn.runtime.dry_run import dry_family, dry_tick
 
     subject = SUBJECTS[index]
-    config = preset(subject.preset)
-    config = shard(config, subject.ways) if subject.ways > 1 else config
+    config = shard(preset(subject.preset), subject.ways)
     family = dry_family(config, subject.dtype, TICK_MS)
     for size in usual_sizes(family, subject.sessions):
         dry_tick(family, size, compile_kernels=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from microturn.bench import rows
-from microturn.bench.ceilings import Ceilings
 from microturn.bench.rows import Row
 from microturn.bench.subjects import Item
+from microturn.runtime.ceilings import Ceilings
 
 START_SECONDS = 180.0
 ITEM_SECONDS = 120.0

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from microturn.bench import check, rows
-from microturn.bench.ceilings import Ceilings
 from microturn.bench.providers.base import Call, DoesLess, Provider, Unavailable
 from microturn.bench.rows import OURS, Row
 from microturn.bench.subjects import Item, Subject, case_of, get
-from microturn.bench.timing import Timer
 from microturn.kernels.registry import Case, OpInputs
 from microturn.kernels.testing import DTYPES, MAX_ERROR, to_device
+from microturn.runtime.ceilings import Ceilings
+from microturn.runtime.timing import Timer
 
 NOTE_CHARACTERS = 600
 """Of an error's text, the end of it: where compilers say what is wrong."""

@@ -50,13 +50,13 @@ from math import prod
 from typing import Any, NamedTuple
 
 from microturn.bench import rows
-from microturn.bench.ceilings import Ceilings
 from microturn.bench.demand import Demand, demand, element_bytes
 from microturn.bench.rows import Row
 from microturn.bench.subjects import Item, Subject, case_of
 from microturn.bench.subjects import nbytes as nbytes_of
 from microturn.kernels.compiled import Binary
 from microturn.kernels.launch import H200_SMS
+from microturn.runtime.ceilings import Ceilings
 
 DEVICE = "predicted for NVIDIA H200"
 PROVIDER = "predicted"

@@ -17,10 +17,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from microturn.bench.ceilings import Ceilings
 from microturn.bench.subjects import Item, nbytes
-from microturn.bench.timing import Times
 from microturn.kernels.registry import Bar, Case
+from microturn.runtime.ceilings import Ceilings
+from microturn.runtime.timing import Times
 
 OURS = "microturn"
 NOT_PEERS = (OURS, "reference", "base", "predicted")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from microturn.bench import rows, schema
-from microturn.bench.ceilings import Ceilings, measure
 from microturn.bench.isolated import Worker
 from microturn.bench.ops import Bench
 from microturn.bench.providers.every import pick
 from microturn.bench.rows import Row
 from microturn.bench.subjects import Item
+from microturn.runtime.ceilings import Ceilings, measure
 
 SUITE = "ops"
 
@@ -56,7 +56,7 @@ def measurer(device: str, *, seconds: float | None = None, seed: int = 0) -> Ite
         return
     import torch
 
-    from microturn.bench.timing import timer
+    from microturn.runtime.timing import timer
 
     clock = timer(torch.device("cpu"), seconds)
     yield Here(Bench(clock, measure(clock), seed, clock.overhead()))

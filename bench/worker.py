@@ -39,10 +39,10 @@ def main() -> None:
 def _start(request: dict[str, Any], reply: Callable[..., None]) -> Any:
     import torch
 
-    from microturn.bench.ceilings import Ceilings, measure
     from microturn.bench.ops import Bench
-    from microturn.bench.timing import timer
     from microturn.kernels import registry
+    from microturn.runtime.ceilings import Ceilings, measure
+    from microturn.runtime.timing import timer
 
     root = request["root"]
     if root is not None and not _below(registry.__file__, root):

@@ -8,6 +8,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from microturn.kernels.registry import Case
 
+EXCHANGES = 2
+"""Between ranks that share a layer, in every pass: behind attention and behind the MLP."""
+
+EXCHANGE_US = 8.0
+"""Of one of them, as vLLM's own all-reduce takes (spec/inkling.md 4.3); measured by others."""
+
 
 class OpCall(NamedTuple):
     """One call of the op `op` in a tick. part: of the tick program: "embed", "append", "decode.1"

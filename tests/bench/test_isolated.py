@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from microturn.bench import base
-from microturn.bench.ceilings import Ceilings
 from microturn.bench.cli import app
 from microturn.bench.isolated import Worker, WorkerFailed
 from microturn.bench.subjects import Item
+from microturn.runtime.ceilings import Ceilings
 
 ROOT = Path(__file__).parents[2]
 CEILINGS = Ceilings(read_gbps=10.0, copy_gbps=10.0, tflops=0.1, dtype="fp32")

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from microturn.bench import check, rows, schema, tables
-from microturn.bench.ceilings import Ceilings
-from microturn.bench.ceilings import measure as measure_ceilings
 from microturn.bench.ops import Bench, failed
 from microturn.bench.providers.base import DoesLess, Provider, Unavailable
 from microturn.bench.providers.every import every, names, pick
 from microturn.bench.rows import OURS
 from microturn.bench.subjects import Item, select
-from microturn.bench.timing import CpuTimer, Times
 from microturn.kernels.linear.cases import LinearCase
 from microturn.kernels.registry import OPS, Bar, OpInputs
+from microturn.runtime.ceilings import Ceilings
+from microturn.runtime.ceilings import measure as measure_ceilings
+from microturn.runtime.timing import CpuTimer, Times
 
 CEILINGS = Ceilings(read_gbps=10.0, copy_gbps=10.0, tflops=0.1, dtype="fp32")
 BAR = Bar(us=1e9, of_floor=None, times_peer=2.0)

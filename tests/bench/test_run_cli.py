@@ -58,8 +58,8 @@ def test_a_wrong_result_of_ours_ends_with_exit_code_1(monkeypatch: pytest.Monkey
 
 def test_what_a_time_box_cuts_off_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from microturn.bench import run
-    from microturn.bench.ceilings import Ceilings
     from microturn.bench.subjects import Item
+    from microturn.runtime.ceilings import Ceilings
 
     class Nobody:
         ceilings = Ceilings(1.0, 1.0, 1.0, "fp32")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from microturn.bench.timing import Timer
+from microturn.runtime.timing import Timer
 
 GPU_BYTES = 1 << 31
 CPU_BYTES = 1 << 26
@@ -65,7 +65,7 @@ def _reads(source: torch.Tensor) -> Iterator[Callable[[], object]]:
     yield lambda: torch.amax(floats)
     if source.device.type != "cuda":
         return
-    from microturn.bench.ceilings.kernel import read_all
+    from microturn.runtime.ceilings.kernel import read_all
 
     sms = torch.cuda.get_device_properties(source.device).multi_processor_count
     for per_sm, block, stages, warps in ((8, 4096, 1, 4), (4, 8192, 1, 8), (3, 8192, 3, 4)):
