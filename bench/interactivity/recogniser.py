@@ -71,8 +71,8 @@ class Recogniser:
     def _phrase(self, sound: Audio) -> str:
         margin = round(MARGIN * SAMPLE_RATE)
         padded = np.pad(at_level(sound, LEVEL_DB), margin)
-        padded = padded + FLOOR * np.random.default_rng(0).standard_normal(len(padded))
-        samples = (np.clip(padded, -1, 1) * 32767).astype("<i2")
+        noisy = padded + FLOOR * np.random.default_rng(0).standard_normal(len(padded))
+        samples = (np.clip(noisy, -1, 1) * 32767).astype("<i2")
         self._decoder.start_utt()
         self._decoder.process_raw(samples.tobytes(), full_utt=True)
         self._decoder.end_utt()

@@ -69,7 +69,7 @@ def _transformer(transformer: Transformer, x: Tensor) -> Tensor:
     )
     for layer in weights.layers:
         normed = F.layer_norm(x, (width,), layer.norm1_gain, layer.norm1_bias, weights.eps)
-        qkv = F.linear(normed, layer.in_proj).unflatten(-1, (3, weights.num_heads, head_dim))
+        qkv = F.linear(normed, layer.in_proj).view(*x.shape[:-1], 3, weights.num_heads, head_dim)
         q, k, v = qkv.unbind(-3)
         heard = core(q, k, v, None, attention)
         x = x + layer.scale1 * F.linear(heard.flatten(-2), layer.out_proj)

@@ -136,7 +136,7 @@ class Training:
         far = distance(decoded, audio, self.config.sample_rate)
         loss = far.total + recipe.commitment * quantised.commitment if joint else far.total
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self._trained, CLIP)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {step}: the gradient is not finite; lower the rate")

@@ -101,7 +101,8 @@ def _held_out(name: str, utterances: int) -> Iterator[tuple[Audio, tuple[Word, .
 
 
 def _at_16_khz(audio: Audio) -> Audio:
-    return soxr.resample(audio, CODEC_RATE, SAMPLE_RATE).astype(np.float32)
+    heard: Audio = soxr.resample(audio, CODEC_RATE, SAMPLE_RATE).astype(np.float32)
+    return heard
 
 
 def _percent(share: float) -> float:

@@ -137,7 +137,7 @@ def start_linear(codec: Mimi, audio: Tensor) -> None:
 
 def _parts(matrix: Tensor, count: int) -> tuple[Tensor, ...]:
     """[count * n, c] -> count times [n, c]."""
-    return matrix.unflatten(0, (count, -1)).unbind(0)
+    return tuple(matrix.chunk(count))
 
 
 def _clear(conv: Conv | ConvTranspose) -> None:
