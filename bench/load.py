@@ -115,8 +115,7 @@ def _play(
     from microturn.runtime import RuntimeFull
 
     runtime = traffic.runtime
-    if not runtime.clock.by_hand:
-        runtime.start()
+    traffic.begin()
     began, waiting = runtime.clock.now(), list(plan)
     total = seconds(stages * stage_s)
     held: list[Stage] = []

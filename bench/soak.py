@@ -53,8 +53,7 @@ def document(
     traffic = system.traffic(sessions, real=True)
     with traffic.runtime as runtime:
         join(traffic, sessions, seed=system.seed, aged=False)
-        if not runtime.clock.by_hand:
-            runtime.start()
+        traffic.begin()
         began = runtime.clock.now()
         seen = [_now(traffic)]
         for minute in range(1, ceil(minutes) + 1):

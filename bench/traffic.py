@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MS = 1_000_000
 POLL_SECONDS = 0.004
+SETTLE_TICKS = 20
 NOISE_SECONDS = 10
 NOISE_RMS = 0.05
 
@@ -149,6 +150,14 @@ class Traffic:
     @property
     def period(self) -> int:
         return self.runtime.config.tick_ms * MS
+
+    def begin(self) -> None:
+        """Starts the clock's thread, where there is one, and lets it settle: making a runtime's
+        objects permanent takes longer than a tick, once.
+        """
+        if not self.runtime.clock.by_hand:
+            self.runtime.start()
+            self.run_ticks(SETTLE_TICKS)
 
     def open(self, until: int, seed: int) -> Client:
         """Raises RuntimeFull."""
