@@ -29,7 +29,7 @@ class Demand:
     """Of one program, of the longer branch where the code has two.
 
     flops, nbytes  None where a loop around them is as long as the data say
-    tile           the largest loop of written length around dots; of two branches the smaller
+    tile           the largest loop of written length around dots
     """
 
     flops: int | None = None
@@ -155,7 +155,7 @@ def _nested(region: _Region, functions: dict[str, _Region]) -> _Sum:
             max(inside.masked, arm.masked),
             inside.counted and arm.counted,
             inside.bounded and arm.bounded,
-            min(tiles, default=None),
+            max(tiles, default=None),
         )
     if "scf.while" in region.head:
         return inside.times(None)

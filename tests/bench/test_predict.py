@@ -167,14 +167,14 @@ def test_a_search_moves_little_and_is_no_reason_to_know_nothing() -> None:
     assert demand(text.format(loop.format(1024))).nbytes is None
 
 
-def test_of_two_branches_the_longer_counts_and_the_smaller_is_a_tile() -> None:
+def test_of_two_branches_the_longer_counts() -> None:
     dot = "%m = tt.dot %w, %y, %a : tensor<64x16xbf16> * tensor<16x{n}xbf16> -> tensor<64x{n}xf32>"
     loop = "scf.for %s = %c0_i32 to %c2_i32 step %c1_i32 iter_args() : i32 {{\n{0}\n}}"
     few, many = (loop.format(dot.replace("{n}", n)) for n in ("16", "64"))
     text = f"tt.func public @k() {{\nscf.if %c {{\n{few}\n}} else {{\n{many}\n}} loc(#l)\n}}"
     got = demand(text)
     assert got.flops == 2 * 2 * 64 * 16 * 64
-    assert got.tile == Tile(2 * 2 * 64 * 16 * 16, 0, 0)
+    assert got.tile == Tile(2 * 2 * 64 * 16 * 64, 0, 0)
 
 
 def test_rows_of_experts_in_tiles() -> None:
