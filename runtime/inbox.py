@@ -106,9 +106,15 @@ class Inbox:
         self.owed = 0
         self.closed: CloseReason | None = None
         self.counters = Counters()
+        self._warmed = False
         self._drop_oldest = drop_oldest
         self._excused = excused
         self._unmarked = 0
+
+    @property
+    def listening(self) -> bool:
+        """Whether a tick would hear it: not while it is paused, nor between warming ticks."""
+        return not self.paused and (self.live or not self._warmed)
 
     def check_open(self) -> None:
         """Raises SessionClosed."""
@@ -174,8 +180,8 @@ class Inbox:
         with self.lock:
             self.check_open()
             fits = len(self.audio) + len(samples) <= self.audio.capacity
-            hears = self.live and not self.paused and not self.owed
-            if not fits and hears and not self._drop_oldest and not self._excused():
+            own = self.listening and not self.owed
+            if not fits and own and not self._drop_oldest and not self._excused():
                 return False
             self._count_dropped(self.audio.push(samples))
         return True
@@ -206,13 +212,17 @@ class Inbox:
         """Takes a tick's share, to be settled; None when paused or closed.
 
         Audio rows come first, then context, then patches. A session is warming until the context
-        it was opened with fits beside a normal tick.
+        it was opened with fits beside a normal tick; of the audio that came meanwhile it
+        hears the newest tick before the present one, however late the ticks were.
         """
         with self.lock:
             if self.paused or self.closed is not None:
                 return None
             room = budget.max_rows - n_feedback
             live = self.live or len(self.context) <= room - budget.frames
+            self._warmed = not n_feedback
+            if live and self._warmed and not self.draining:
+                self._count_dropped(self.audio.keep(2 * budget.input_samples))
             if live:
                 room -= budget.frames
             ids = self.context.hold(min(room, len(self.context)))

@@ -217,9 +217,8 @@ class Scheduler:
             done = seat.session_id in committed
             seat.inbox.settle(held, done)
             if not done:
-                missed = held.live and not seat.fresh
-                seat.inbox.owed += missed
-                seat.inbox.counters.missed_ticks += missed
+                seat.inbox.owed += held.live
+                seat.inbox.counters.missed_ticks += held.live
                 continue
             seat.fresh = False
             if seat.strikes:
@@ -235,6 +234,7 @@ class Scheduler:
                     seat.inbox.owed = 0
             else:
                 seat.inbox.keep_audio(self._budget.input_samples)
+                seat.inbox.owed = 0
         for seat in gathered.idle if committed or not gathered.shares else ():
             seat.inbox.keep_audio(self._budget.input_samples)
 
@@ -265,7 +265,7 @@ class Scheduler:
     def owe(self, ticks: int) -> None:
         """So many grid points passed without a tick."""
         for seat in self.seats:
-            if seat.inbox.live and not seat.inbox.paused:
+            if seat.inbox.listening and seat.joined is not None:
                 seat.inbox.owed += ticks
                 seat.inbox.counters.missed_ticks += ticks
 

@@ -178,6 +178,7 @@ class World:
             return
         client = Client(session, Ledger(seed, rng.randrange(2**20)), rng.choice(PACKETS))
         client.ledger.tell(words)
+        client.unsaid -= SHAPE.input_samples * (self.passed - 1)
         if rng.random() < 0.02:
             _stops_reading(self, client)
         self.clients[session.id] = client
