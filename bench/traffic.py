@@ -72,6 +72,11 @@ class Client:
     def over(self) -> bool:
         return self.closed is not None
 
+    def begin_anew(self) -> None:
+        """What was counted until now is forgotten."""
+        self.missed_pushes = self.ticks = self.late = self.late_in_a_row = self.worst_run = 0
+        self._first = None
+
     def feed(self, now: int) -> None:
         """Pushes what is due; ends the session when its time is over."""
         if self.over:
@@ -158,6 +163,8 @@ class Traffic:
         if not self.runtime.clock.by_hand:
             self.runtime.start()
             self.run_ticks(SETTLE_TICKS)
+            for client in self.clients:
+                client.begin_anew()
 
     def open(self, until: int, seed: int) -> Client:
         """Raises RuntimeFull."""
