@@ -95,6 +95,7 @@ class Foresight:
         # A session that reads as much as a tick takes, beside what one brings anyway.
         reads = self._shape.max_rows - self.admission.rows
         self.predictor.probe(self._probed(1, reads, 0), self._time(engine, 1, reads=reads)[0])
+        self.prepare(0, 0)
 
     def age(self, slots: Iterable[int]) -> bool:
         """The windows of these slots are full from now on, of zeros: to measure what old sessions
