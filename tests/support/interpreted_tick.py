@@ -1,6 +1,6 @@
 """Whole ticks of a very small model, every op by its Triton kernel in the interpreter, beside the
-references: padded buffers against exact ones. Prints a JSON line a tick. Its own process, since
-Triton decides at import whether it interprets.
+references: padded buffers against exact ones. Prints a JSON line for each of as many ticks as asked
+for. Its own process, since Triton decides at import whether it interprets.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import dataclasses
 import importlib
 import json
+import sys
 import warnings
 from typing import Any
 
@@ -112,7 +113,7 @@ def line(slot: int, tick: int, *, emits: bool, context: int) -> TickLine:
 def main() -> None:
     family, num_slots = small_family(), 4
     exact, padded = (Arenas(family.arena_specs(), num_slots) for _ in range(2))
-    for tick in range(2):
+    for tick in range(int(sys.argv[1])):
         lines = [line(2, tick, emits=True, context=2 * tick)]
         lines.append(line(3, tick, emits=False, context=4))
         made = []
