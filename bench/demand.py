@@ -63,8 +63,12 @@ class _Sum:
         if count is None:
             counted, bounded = self.counted and not self.flops, self.bounded and not self.nbytes
             return replace(self, counted=counted, bounded=bounded)
-        moved = {"nbytes": self.nbytes * count, "masked": self.masked * count}
-        made = replace(self, flops=self.flops * count, **moved)
+        made = replace(
+            self,
+            flops=self.flops * count,
+            nbytes=self.nbytes * count,
+            masked=self.masked * count,
+        )
         if made.flops and made.counted:
             made.tile = Tile(made.flops, made.nbytes, made.masked)
         return made
