@@ -24,12 +24,16 @@ from microturn.bench.training import batched
 from microturn.bench.training.linear_start import start_linear
 from microturn.bench.training.losses import distance
 from microturn.bench.training.quantiser import Books, quantise
-from microturn.bench.training.voice import utterance
+from microturn.bench.training.voice import (
+    HEARD_FRAME,
+    WORDS,
+    at_codec_rate,
+    spoken,
+    utterance,
+)
 from microturn.model.interaction.presets import preset
 from microturn.model.mimi import Mimi, MimiConfig, load_mimi
 
-FIRST_BATCHES = 40
-"""Batches that the linear codec and its books are made of."""
 SMALLEST = 3e-3
 """Size that a smaller tensor, or one of zeros, counts as."""
 CLIP = 5.0
@@ -64,9 +68,19 @@ class Recipe:
         return self.rate * min(1.0, (step + 1) / self.warm) * (0.05 + 0.95 * fall)
 
 
+def vocabulary(config: MimiConfig) -> Tensor:
+    """[words, samples]: each word as the model says it, a frame of silence before it."""
+    said = [at_codec_rate(np.pad(spoken(word), (HEARD_FRAME, 0))) for word in WORDS]
+    frames = 1 + max(len(audio) for audio in said) // config.frame_size
+    rows = np.zeros((len(WORDS), frames * config.frame_size), np.float32)
+    for row, audio in zip(rows, said, strict=True):
+        row[: len(audio)] = audio
+    return torch.from_numpy(rows)
+
+
 def recordings(recipe: Recipe, step: int, config: MimiConfig) -> Tensor:
     """[batch, frames * frame_size]: what step `step` learns from, cut off in mid-word."""
-    rng = np.random.default_rng((recipe.seed, step % 2**32))
+    rng = np.random.default_rng((recipe.seed, step))
     rows = np.zeros((recipe.batch, recipe.frames * config.frame_size), np.float32)
     for row in rows:
         audio = utterance(rng, 3, canonical=recipe.canonical, gaps=(0.05, 0.3)).audio
@@ -104,7 +118,7 @@ class Training:
     def fresh(cls, recipe: Recipe, config: MimiConfig) -> Training:
         """At step 0: a linear codec (`linear_start`), its books made of what it gives."""
         training = cls(recipe, config)
-        heard = torch.cat([recordings(recipe, -1 - i, config) for i in range(FIRST_BATCHES)])
+        heard = vocabulary(config)
         start_linear(training.codec, heard)
         with torch.no_grad():
             latents = batched.encode(training.codec.encoder, heard).flatten(0, 1)

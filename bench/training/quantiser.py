@@ -111,7 +111,7 @@ def _nearest(x: Tensor, table: Tensor) -> Tensor:
 
 
 def _k_means(x: Tensor, size: int, rounds: int, generator: torch.Generator) -> Tensor:
-    picks = torch.randint(len(x), (size,), generator=generator)
+    picks = torch.randperm(max(len(x), size), generator=generator)[:size] % len(x)
     table = x[picks] + 1e-3 * x.std() * torch.randn(size, x.shape[1], generator=generator)
     for _ in range(rounds):
         code = _nearest(x, table)

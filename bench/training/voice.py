@@ -87,5 +87,10 @@ def utterance(
         parts.append(piece)
         said.append(Word(word, (at + lead) / SAMPLE_RATE, (at + end) / SAMPLE_RATE))
         at += len(piece)
-    audio = soxr.resample(np.concatenate(parts), SAMPLE_RATE, CODEC_RATE)
-    return Utterance(audio.astype(np.float32), tuple(said))
+    return Utterance(at_codec_rate(np.concatenate(parts)), tuple(said))
+
+
+def at_codec_rate(audio: Audio) -> Audio:
+    """From SAMPLE_RATE to CODEC_RATE."""
+    resampled: Audio = soxr.resample(audio, SAMPLE_RATE, CODEC_RATE).astype(np.float32)
+    return resampled

@@ -34,7 +34,7 @@ RECIPE = Recipe(seed=3, steps=4, batch=2, frames=8, joint_from=2)
 @pytest.fixture(autouse=True)
 def _few_words(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("microturn.bench.training.voice.WORDS", WORDS[:3])
-    monkeypatch.setattr(codec, "FIRST_BATCHES", 4)
+    monkeypatch.setattr(codec, "WORDS", WORDS[:3])
     yield
 
 
