@@ -1,4 +1,4 @@
-"""Names for ops in a profile. Nothing is installed, and nothing costs, outside `op_ranges`."""
+"""A hold on every op. Nothing is installed, and nothing costs, outside `op_ranges`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,24 @@ from microturn.kernels.registry import OP_NAMES
 PREFIX = "op:"
 
 
+Run = Callable[..., Any]
+Wrap = Callable[[str, Run], Run]
+
+
+def named(op: str, run: Run) -> Run:
+    """`run` as a profiler range "op:<name>"."""
+
+    def ranged(*args: Any, **kwargs: Any) -> Any:
+        with record_function(PREFIX + op):
+            return run(*args, **kwargs)
+
+    return ranged
+
+
 @contextmanager
-def op_ranges() -> Iterator[None]:
-    """Inside, each call of a registered op is a profiler range "op:<name>".
+def op_ranges(wrap: Wrap = named) -> Iterator[None]:
+    """Inside, each call of a registered op is a profiler range "op:<name>", or what `wrap` makes
+    of the op's name and its implementation.
 
     An op asks `pick` for its implementation; here the op's module gets a `pick` that wraps it.
     """
@@ -27,7 +42,7 @@ def op_ranges() -> Iterator[None]:
         if hasattr(module, "pick")
     ]
     for module, pick in originals:
-        module.pick = _ranged(pick)  # type: ignore[attr-defined]
+        module.pick = _picks(pick, wrap)  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -35,17 +50,11 @@ def op_ranges() -> Iterator[None]:
             module.pick = pick  # type: ignore[attr-defined]
 
 
-def _ranged(pick: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
-    def pick_ranged(op: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        run = pick(op, *args, **kwargs)
+def _picks(pick: Callable[..., Run], wrap: Wrap) -> Callable[..., Run]:
+    def pick_wrapped(op: str, *args: Any, **kwargs: Any) -> Run:
+        return wrap(op, pick(op, *args, **kwargs))
 
-        def ranged(*args: Any, **kwargs: Any) -> Any:
-            with record_function(PREFIX + op):
-                return run(*args, **kwargs)
-
-        return ranged
-
-    return pick_ranged
+    return pick_wrapped
 
 
 @dataclass

@@ -53,6 +53,8 @@ class Metrics:
         """gpu: looked at when somebody asks for a summary or a scrape, never by a tick."""
         self._lock = threading.Lock()
         self._gpu = gpu
+        self.watchers: tuple[Callable[[TickTiming, int], object], ...] = ()
+        """Told of every batch tick and its sessions, by the thread that ticks; must not raise."""
         self._hdr: dict[str, Any] = {name: HdrHistogram(1, MAX_US, 3) for name in PHASES}
         self._min_slack_ns: int | None = None
         self.idle_ticks = 0
@@ -97,6 +99,8 @@ class Metrics:
                 self._hdr[name].record_value(min(max(us, 0), MAX_US))
         for name, observe in self._observe.items():
             observe(max(0, getattr(timing, name)) / 1e9)
+        for watch in self.watchers:
+            watch(timing, sessions)
 
     def caught_up(self, sessions: int, late: bool) -> None:
         """So many sessions got an output more from a tick than its own."""

@@ -56,20 +56,14 @@ def test_ranges_are_taken_back_when_the_run_fails() -> None:
     assert [module.pick for module in modules] == before
 
 
-def test_a_profile_accounts_for_the_tick_and_names_its_ops(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["run", "--out", str(tmp_path / "p"), "--ticks", "2"])
+def test_a_run_writes_its_reports_and_says_what_would_help(tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    result = CliRunner().invoke(app, ["run", "--out", str(out), "--ticks", "2"])
     assert result.exit_code == 0, result.output
-    made = json.loads((tmp_path / "p" / "profile.json").read_text())
-    ops = {op["op"]: op for op in made["ops"]}
-    assert set(made["phases"]) == {"gather", "plan", "step", "emit"}
-    assert {"linear", "streaming_attention", "grouped_experts", "depth_head"} <= set(ops)
-    assert ops["depth_head"]["calls"] == 2  # one for each of the two frames of a tick
-    inside = sum(op["ms"] for op in made["ops"])
-    assert 0.5 * made["profiled_step_ms"] < inside <= made["profiled_step_ms"]
-    assert made["outside_ms"] == pytest.approx(made["profiled_step_ms"] - inside)
-    assert made["untrained"] is True and "untrained" in result.output
-    trace = json.loads((tmp_path / "p" / "trace.json").read_text())
-    assert any(e.get("name") == "op:depth_head" for e in trace["traceEvents"])
+    assert "untrained" in result.output and "what would help most" in result.output
+    made = {"profile.json", "trace.json", "report.html", "report.md"}
+    assert {path.name for path in out.iterdir()} == made
+    assert json.loads((out / "profile.json").read_text())["schema"] == 1
 
 
 def test_an_unknown_preset_ends_in_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""Figures of a report as inline SVG. Colours are the page's; each says in words what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from math import log10
+from typing import Any
+
+import numpy as np
+
+from microturn.profiling.findings import Loss, Part
+
+WIDTH = 720
+LEFT, RIGHT = 130, 20
+
+
+def svg(height: int, title: str, text: str, body: Iterable[str]) -> str:
+    """A figure that scales with the page. text: what somebody who does not see it should know."""
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
+        f"<title>{escape(title)}</title><desc>{escape(text)}</desc>{''.join(body)}</svg>"
+    )
+
+
+def waterfall(parts: Sequence[Part], wall: float, period: float) -> str:
+    """One row a stretch, where in the tick it lies."""
+    row, top = 24, 8
+    most = max(wall, period)
+    scale = (WIDTH - LEFT - RIGHT - 70) / most
+    height = top + row * len(parts) + 40
+    body, at = [], 0.0
+    for index, part in enumerate(parts):
+        x, y = LEFT + at * scale, top + index * row
+        width = max(1.0, part.ms * scale)
+        body.append(
+            f'<text x="{LEFT - 8}" y="{y + 14}" text-anchor="end">{escape(part.name)}</text>'
+            f'<rect class="{part.phase}" x="{x:.1f}" y="{y + 3}" width="{width:.1f}" '
+            f'height="{row - 8}" rx="2"/>'
+            f'<text x="{x + width + 5:.1f}" y="{y + 14}">{part.ms:.2f}</text>'
+        )
+        at += part.ms
+    for ms, name in ((period, f"period {period:g} ms"), (wall, f"tick {wall:.1f} ms")):
+        x = LEFT + ms * scale
+        y = height - (24 if ms == period else 8)
+        body.append(
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{y - 10}"/>'
+            f'<text x="{x:.1f}" y="{y}" text-anchor="end">{name}</text>'
+        )
+    longest = max(parts, key=lambda part: part.ms)
+    text = f"{len(parts)} stretches fill {at:.1f} ms; the longest is {longest.name}."
+    return svg(height, "Where the mean tick goes, in ms", text, body)
+
+
+def histogram(values: Sequence[float], title: str, unit: str, zero: str) -> str:
+    """How often each value was seen. zero: what the line at 0 means."""
+    found = np.asarray(values, np.float64)
+    bins = int(min(40, max(5, round(len(found) ** 0.5))))
+    low, high = min(0.0, float(found.min())), max(0.0, float(found.max()))
+    counts, edges = np.histogram(found, bins=bins, range=(low, high if high > low else low + 1))
+    height, base = 220, 180
+    scale = (WIDTH - LEFT - RIGHT) / (edges[-1] - edges[0])
+    tallest = max(1, int(counts.max()))
+    body = []
+    for count, start, end in zip(counts, edges, edges[1:], strict=False):
+        if not count:
+            continue
+        x, tall = LEFT + (start - edges[0]) * scale, (base - 20) * count / tallest
+        kind = "late" if end <= 1e-9 else "step"
+        body.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{base - tall:.1f}" '
+            f'width="{max(1.0, (end - start) * scale - 1):.1f}" height="{tall:.1f}"/>'
+        )
+    for value, name in ((edges[0], f"{edges[0]:.1f}"), (edges[-1], f"{edges[-1]:.1f} {unit}")):
+        x = LEFT + (value - edges[0]) * scale
+        body.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{name}</text>')
+    x = LEFT + (0 - edges[0]) * scale
+    body.append(
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{base}"/>'
+        f'<text x="{x:.1f}" y="{base + 34}" text-anchor="middle">{escape(zero)}</text>'
+        f'<text x="{LEFT - 8}" y="24" text-anchor="end">{tallest} ticks</text>'
+    )
+    text = f"From {found.min():.1f} to {found.max():.1f} {unit}, median {np.median(found):.1f}."
+    return svg(height, title, text, body)
+
+
+def roofline(losses: Sequence[Loss], ceilings: dict[str, Any]) -> str:
+    """Every op with bytes and flops: flops a byte against GFLOP/s, under the roof."""
+    points = [
+        (loss.op, loss.flops / loss.bytes, loss.flops / loss.ms / 1e6)
+        for loss in losses
+        if loss.bytes and loss.flops and loss.ms
+    ]
+    peak, read = 1000 * ceilings["tflops"], ceilings["read_gbps"]
+    if not points:
+        return ""
+    ridge = peak / read
+    xs = [log10(x) for _, x, _ in points] + [log10(ridge)]
+    ys = [log10(y) for _, _, y in points] + [log10(peak)]
+    x0, x1, y0, y1 = min(xs) - 0.3, max(xs) + 0.5, min(ys) - 0.3, max(ys) + 0.3
+    height = 380
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (log10(x) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+        return across, 340 - (log10(y) - y0) / (y1 - y0) * 320
+
+    start = at(10**x0, max(10**y0, read * 10**x0))
+    if read * 10**x0 < 10**y0:
+        start = at(10**y0 / read, 10**y0)
+    corner, end = at(ridge, peak), at(10**x1, peak)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (start, corner, end))
+    body = [f'<polyline class="roof" points="{line}"/>']
+    body.append(
+        f'<text x="{WIDTH - RIGHT}" y="{corner[1] - 6:.1f}" text-anchor="end">'
+        f"{peak:g} GFLOP/s</text>"
+        f'<text x="{LEFT - 8}" y="{start[1]:.1f}" text-anchor="end">{read:g} GB/s</text>'
+        f'<text x="{WIDTH - RIGHT}" y="{height - 8}" text-anchor="end">flops a byte</text>'
+        f'<text x="{LEFT - 8}" y="24" text-anchor="end">GFLOP/s</text>'
+    )
+    taken: list[tuple[float, float]] = []
+    for name, x, y in points:
+        px, py = at(x, y)
+        body.append(f'<circle class="step" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
+        ty = py + 4
+        while any(abs(ty - oy) < 13 and abs(px - ox) < 130 for ox, oy in taken):
+            ty += 13
+        taken.append((px, ty))
+        right = px > WIDTH - 150
+        body.append(
+            f'<text x="{px + (-8 if right else 8):.1f}" y="{ty:.1f}" '
+            f'text-anchor="{"end" if right else "start"}">{escape(name)}</text>'
+        )
+    text = "; ".join(f"{n}: {x:.2g} flops a byte, {y:.3g} GFLOP/s" for n, x, y in points)
+    return svg(height, "Roofline at the ceilings measured in this run", text, body)
+
+
+def strip(samples: Sequence[dict[str, Any]]) -> str:
+    """Power and clock of a GPU over the run; "" where there are fewer than two samples."""
+    if len(samples) < 2:
+        return ""
+    last = samples[-1]["at_ms"] or 1.0
+    body, height = [], 200
+    for index, (name, unit, kind) in enumerate(
+        (("power_w", "W", "step"), ("sm_mhz", "MHz", "emit"))
+    ):
+        top, most = 10 + 95 * index, max(s[name] for s in samples) or 1
+        points = " ".join(
+            f"{LEFT + s['at_ms'] / last * (WIDTH - LEFT - RIGHT):.1f},"
+            f"{top + 70 - 70 * s[name] / most:.1f}"
+            for s in samples
+        )
+        body.append(
+            f'<polyline class="line-{kind}" points="{points}"/>'
+            f'<text x="{LEFT - 8}" y="{top + 14}" text-anchor="end">{most:g} {unit}</text>'
+        )
+    held = sorted({reason for s in samples for reason in s["held_back_by"]})
+    text = f"{len(samples)} samples; clocks held back by: {', '.join(held) or 'nothing'}."
+    return svg(height, "Power and clock of the GPU", text, body)
