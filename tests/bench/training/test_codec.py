@@ -22,7 +22,8 @@ from microturn.bench.training.linear_start import components, start_linear
 from microturn.bench.training.losses import distance
 from microturn.bench.training.quantiser import Books, quantise
 from microturn.bench.training.voice import WORDS, utterance
-from microturn.model.mimi import Mimi, MimiConfig
+from microturn.model.interaction.presets import TINY_CODEC, preset
+from microturn.model.mimi import Mimi, MimiConfig, load_mimi
 
 TINY = MimiConfig(
     n_filters=4, ratios=(6, 5, 5, 4), compress=1, dim=16, num_layers=1, num_heads=2, ff_dim=32,
@@ -180,3 +181,16 @@ def test_the_score_tells_speech_from_noise() -> None:
     assert same.words == 10 and same.original == same.decoded == same.kept == 100
     assert 70 < same.low < same.high <= 100 and not same.mistaken
     assert noisy.original == 100 and noisy.decoded < 50 and noisy.mistaken
+
+
+def test_the_shipped_codec_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every row of its books in its neighbour's place it is not."""
+    monkeypatch.setattr("microturn.bench.training.voice.WORDS", WORDS)
+    listener = Recogniser(WORDS)
+    mimi = load_mimi(TINY_CODEC, config=preset("interaction-tiny").codec)
+    assert codec_eval.score(mimi, listener, "own", 2).decoded >= 80
+    mimi.decoder.codebooks.tables.copy_(mimi.decoder.codebooks.tables.roll(1, 1))
+    monkeypatch.setattr(mimi, "encode", lambda audio: mimi.encoder(audio, books))
+    books = mimi.decoder.codebooks.tables.roll(-1, 1)
+    assert codec_eval.score(mimi, listener, "own", 1).decoded <= 40
+    assert TINY_CODEC.stat().st_size < 10e6
