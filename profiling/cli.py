@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from microturn.runtime.cli.errors import OneLineErrors, usage_errors
+
+if TYPE_CHECKING:
+    from microturn.profiling.tables import Table as Cells
 
 WIDTH = 100
 
@@ -61,6 +65,38 @@ def run(
     console.print(
         f"\nwrote {', '.join(str(path) for path in paths)}", highlight=False, soft_wrap=True
     )
+
+
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="Folder of the profile before.")],
+    after: Annotated[Path, typer.Argument(help="Folder of the profile after.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison here, JSON.")] = None,
+) -> None:
+    """Say what changed between two profiles, and how sure that is.
+
+    Record both on the same machine, one right after the other, 50 ticks or more.
+    """
+    from microturn.profiling import diff, document
+
+    with usage_errors(ValueError, OSError):
+        found = diff.diff(document.load(before), document.load(after))
+        if out is not None:
+            out.write_text(diff.to_json(found), "utf-8")
+    console = Console(width=WIDTH)
+    for sentence in diff.sentences(found):
+        console.print(sentence, highlight=False)
+    console.print(on_screen(diff.table(found)))
+
+
+def on_screen(cells: Cells) -> Table:
+    """Cells as a table of the terminal."""
+    table = Table(box=None, header_style="bold", caption=cells.note, caption_justify="left")
+    for index, title in enumerate(cells.head):
+        table.add_column(title, justify="right" if index else "left")
+    for row in cells.rows:
+        table.add_row(*row)
+    return table
 
 
 def main() -> None:
