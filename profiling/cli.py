@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from microturn.profiling.cli_plan import plan
+from microturn.profiling.screen import WIDTH, on_screen
 from microturn.runtime.cli.errors import OneLineErrors, usage_errors
-
-if TYPE_CHECKING:
-    from microturn.profiling.tables import Table as Cells
-
-WIDTH = 100
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -89,14 +85,7 @@ def diff(
     console.print(on_screen(diff.table(found)))
 
 
-def on_screen(cells: Cells) -> Table:
-    """Cells as a table of the terminal."""
-    table = Table(box=None, header_style="bold", caption=cells.note, caption_justify="left")
-    for index, title in enumerate(cells.head):
-        table.add_column(title, justify="right" if index else "left")
-    for row in cells.rows:
-        table.add_row(*row)
-    return table
+app.command("plan")(plan)
 
 
 def main() -> None:

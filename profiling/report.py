@@ -91,10 +91,15 @@ def markdown(profile: Profile) -> str:
         "Waterfall", f"The mean tick took {wall:.3f} ms.", ("stretch", "phase", "ms"), rows
     )
     for table in (stretches, *tables.every(profile)):
-        made += ["", f"## {table.title}", "", *([table.note, ""] if table.note else [])]
-        made += [_line(table.head), _line(["---", *["---:"] * (len(table.head) - 1)])]
-        made += [_line(row) for row in table.rows]
+        made += ["", f"## {table.title}", "", *markdown_table(table)]
     return "\n".join(made) + "\n"
+
+
+def markdown_table(table: Table) -> list[str]:
+    """Its lines, the note first."""
+    rule = ["---", *["---:"] * (len(table.head) - 1)]
+    note = [table.note, ""] if table.note else []
+    return [*note, _line(table.head), _line(rule), *(_line(row) for row in table.rows)]
 
 
 def write(profile: Profile, folder: Path) -> tuple[Path, ...]:
