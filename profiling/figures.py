@@ -13,6 +13,8 @@ from microturn.profiling.findings import Loss, Part
 
 WIDTH = 720
 LEFT, RIGHT = 130, 20
+LEGEND = 170
+"""Room for names beside a figure."""
 
 
 def svg(height: int, title: str, text: str, body: Iterable[str]) -> str:
@@ -71,21 +73,29 @@ def histogram(values: Sequence[float], title: str, unit: str, zero: str) -> str:
             f'<rect class="{kind}" x="{x:.1f}" y="{base - tall:.1f}" '
             f'width="{max(1.0, (end - start) * scale - 1):.1f}" height="{tall:.1f}"/>'
         )
-    for value, name in ((edges[0], f"{edges[0]:.1f}"), (edges[-1], f"{edges[-1]:.1f} {unit}")):
-        x = LEFT + (value - edges[0]) * scale
-        body.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{name}</text>')
-    x = LEFT + (0 - edges[0]) * scale
+    for value, name in ((low, f"{low:.1f}"), (high, f"{high:.1f} {unit}")):
+        if value:
+            body.append(_below(LEFT + (value - edges[0]) * scale, base + 18, name))
+    x = LEFT - edges[0] * scale
     body.append(
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{base}"/>'
-        f'<text x="{x:.1f}" y="{base + 34}" text-anchor="middle">{escape(zero)}</text>'
         f'<text x="{LEFT - 8}" y="24" text-anchor="end">{tallest} ticks</text>'
     )
+    body.append(_below(x, base + 34, zero))
     text = f"From {found.min():.1f} to {found.max():.1f} {unit}, median {np.median(found):.1f}."
     return svg(height, title, text, body)
 
 
+def _below(x: float, y: float, words: str) -> str:
+    """Words under a place on the axis, within the figure."""
+    anchor = "end" if x > WIDTH - 80 else "middle"
+    return f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
 def roofline(losses: Sequence[Loss], ceilings: dict[str, Any]) -> str:
-    """Every op with bytes and flops: flops a byte against GFLOP/s, under the roof."""
+    """Every op with bytes and flops: flops a byte against GFLOP/s, under the roof. Numbered as the
+    losses are sorted.
+    """
     points = [
         (loss.op, loss.flops / loss.bytes, loss.flops / loss.ms / 1e6)
         for loss in losses
@@ -98,10 +108,10 @@ def roofline(losses: Sequence[Loss], ceilings: dict[str, Any]) -> str:
     xs = [log10(x) for _, x, _ in points] + [log10(ridge)]
     ys = [log10(y) for _, _, y in points] + [log10(peak)]
     x0, x1, y0, y1 = min(xs) - 0.3, max(xs) + 0.5, min(ys) - 0.3, max(ys) + 0.3
-    height = 380
+    height, right = max(380, 30 + 17 * len(points)), WIDTH - LEGEND
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (log10(x) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+        across = LEFT + (log10(x) - x0) / (x1 - x0) * (right - LEFT)
         return across, 340 - (log10(y) - y0) / (y1 - y0) * 320
 
     start = at(10**x0, max(10**y0, read * 10**x0))
@@ -111,24 +121,18 @@ def roofline(losses: Sequence[Loss], ceilings: dict[str, Any]) -> str:
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (start, corner, end))
     body = [f'<polyline class="roof" points="{line}"/>']
     body.append(
-        f'<text x="{WIDTH - RIGHT}" y="{corner[1] - 6:.1f}" text-anchor="end">'
+        f'<text x="{right}" y="{corner[1] - 6:.1f}" text-anchor="end">'
         f"{peak:g} GFLOP/s</text>"
         f'<text x="{LEFT - 8}" y="{start[1]:.1f}" text-anchor="end">{read:g} GB/s</text>'
-        f'<text x="{WIDTH - RIGHT}" y="{height - 8}" text-anchor="end">flops a byte</text>'
+        f'<text x="{right}" y="372" text-anchor="end">flops a byte</text>'
         f'<text x="{LEFT - 8}" y="24" text-anchor="end">GFLOP/s</text>'
     )
-    taken: list[tuple[float, float]] = []
-    for name, x, y in points:
+    for number, (name, x, y) in enumerate(points, 1):
         px, py = at(x, y)
-        body.append(f'<circle class="step" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
-        ty = py + 4
-        while any(abs(ty - oy) < 13 and abs(px - ox) < 130 for ox, oy in taken):
-            ty += 13
-        taken.append((px, ty))
-        right = px > WIDTH - 150
         body.append(
-            f'<text x="{px + (-8 if right else 8):.1f}" y="{ty:.1f}" '
-            f'text-anchor="{"end" if right else "start"}">{escape(name)}</text>'
+            f'<circle class="step" cx="{px:.1f}" cy="{py:.1f}" r="4"/>'
+            f'<text x="{px + 6:.1f}" y="{py - 4:.1f}">{number}</text>'
+            f'<text x="{right + 16}" y="{14 + 17 * number}">{number} {escape(name)}</text>'
         )
     text = "; ".join(f"{n}: {x:.2g} flops a byte, {y:.3g} GFLOP/s" for n, x, y in points)
     return svg(height, "Roofline at the ceilings measured in this run", text, body)
@@ -151,7 +155,7 @@ def strip(samples: Sequence[dict[str, Any]]) -> str:
         )
         body.append(
             f'<polyline class="line-{kind}" points="{points}"/>'
-            f'<text x="{LEFT - 8}" y="{top + 14}" text-anchor="end">{most:g} {unit}</text>'
+            f'<text x="{LEFT - 8}" y="{top + 14}" text-anchor="end">{most:.0f} {unit}</text>'
         )
     held = sorted({reason for s in samples for reason in s["held_back_by"]})
     text = f"{len(samples)} samples; clocks held back by: {', '.join(held) or 'nothing'}."

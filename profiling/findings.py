@@ -125,8 +125,9 @@ def advice(profile: Profile, most: int = 5) -> list[str]:
         else:
             count = f"{loss.calls} call{'s' * (loss.calls != 1)}"
             inside = f" with {loss.torch_calls:g} torch calls inside" if loss.torch_calls else ""
+            take = "take" if loss.calls != 1 else "takes"
             text = (
-                f"{loss.op} at its floor would give back {share}: {count}{inside} take "
+                f"{loss.op} at its floor would give back {share}: {count}{inside} {take} "
                 f"{loss.ms:.2f} ms, its bytes and flops want {loss.floor_ms:.2f} ms; "
                 + _HOW[loss.binds]
             )

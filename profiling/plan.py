@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from microturn.kernels.registry import Case
 from microturn.model.cost import EXCHANGE_US, EXCHANGES, OpCall, even
 from microturn.profiling.gpus import Gpu
 from microturn.profiling.tables import Table
@@ -148,7 +147,13 @@ def plan(
         Number("left for graphs", RESERVE / 1e9, "GB", "formula", "RESERVE of the engine"),
         Number("margin of a tick", margin, "ms", "formula", "admission's"),
         Number("exchanges a tick", _exchanges(family, count), "", "formula", "2 a layer and pass"),
-        Number("time of a small exchange", EXCHANGE_US, "us", "published", "spec/inkling.md 4.3"),
+        Number(
+            "time of a small exchange",
+            EXCHANGE_US,
+            "us",
+            "published",
+            "over NVLink; PCIe is slower",
+        ),
         Number("time between kernels", LAUNCH_US, "us", "published", "of a graph, on an H200"),
         Number("sessions that memory holds", held, "", "formula"),
         Number("of them in time", in_time, "", "assumed", "at what is assumed to be attained"),
@@ -171,13 +176,13 @@ def plan(
 def floors(calls: Iterable[OpCall], gpu: Gpu, dtype: str) -> Iterator[tuple[OpCall, float, float]]:
     """Of each call its bytes and the ms below which no such GPU can do it."""
     for call in calls:
-        nbytes, flops = _cost(call.case, _streamed(call, dtype))
+        nbytes, flops = _cost(call, _streamed(call, dtype))
         yield call, nbytes, max(nbytes / gpu.read_gbps / 1e6, flops / gpu.tflops / 1e9)
 
 
 def call_bytes(call: OpCall, dtype: str) -> int:
     """With weights of the trunk as they are stored; keys, values and the rest have 16 bits."""
-    return _cost(call.case, _streamed(call, dtype))[0]
+    return _cost(call, _streamed(call, dtype))[0]
 
 
 def _streamed(call: OpCall, dtype: str) -> int | None:
@@ -186,8 +191,9 @@ def _streamed(call: OpCall, dtype: str) -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def _cost(case: Case, streamed: int | None) -> tuple[int, int]:
-    """Bytes and flops; layers share their cases."""
+def _cost(call: OpCall, streamed: int | None) -> tuple[int, int]:
+    """Bytes and flops; the layers of a pass are alike."""
+    case = call.case
     nbytes = case.bytes(WIDTH) if streamed is None else case.bytes(WIDTH, streamed)
     return nbytes, case.flops
 
@@ -283,7 +289,8 @@ def sentence(made: Plan) -> str:
         f"{made.preset} in {made.dtype} on {gpus}: {made.sessions} sessions at a tick of "
         f"{made.tick_ms} ms and {made.context} keys, limited by {made.limit}; then a step is "
         f"expected to take {last.step_ms:.1f} ms (floor {last.floor_ms:.1f} ms), most of it "
-        f"{last.binds}. Nothing of this was measured."
+        f"{last.binds}. Nothing of this was measured"
+        + ("; the runtime itself steps one GPU so far." if made.count > 1 else ".")
     )
 
 
