@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -134,7 +135,8 @@ def test_a_dump_replays_bit_for_bit_until_one_sample_of_it_is_changed(
     samples.tofile(said)
     result = invoke("replay", reply.folder / "dump")
     assert result.exit_code == 1
-    assert "differs at tick 3: audio" in result.output
+    differs = re.search(r"differs at tick (\d+): audio differs at 5", result.output)
+    assert differs and int(differs[1]) >= 3, "the fourth output; a busy machine skips ticks before"
 
 
 @pytest.mark.parametrize("real", [False, True])
