@@ -398,6 +398,7 @@ def test_talk_carries_the_microphone_in_and_the_reply_out_in_order(
 ) -> None:
     family, device = make_family(), FakeDevice()
     runtime = make_runtime(family, RealClock(), start=False)
+    family.fed.clear()  # of what warming up fed it
     session = runtime.open(seed=3)
     said: list[Any] = []
 
