@@ -78,7 +78,7 @@ SUBJECTS = (
     Subject("interaction-small", 8, "bf16", 64),
     Subject("interaction-mini", 1, "bf16", 64),
 )
-REHEARSAL = (Subject("interaction-tiny", 2, "fp32", 2),)
+REHEARSAL = (Subject("interaction-tiny", 1, "fp32", 2),)
 
 
 def build(subject: Subject, device: Any) -> InteractionFamily:
