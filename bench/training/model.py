@@ -42,10 +42,12 @@ class Training:
         self.step = 0
         model.codec.requires_grad_(False)
         learning = [p for p in model.parameters() if p.requires_grad] + [*self.guides.parameters()]
-        matrices = [p for p in learning if p.dim() > 1]
-        others = [p for p in learning if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in learning if p.dim() > 1]},
+            {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
+        ]
         self.optimiser = torch.optim.AdamW(
-            [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=recipe.rate,
             betas=(0.9, 0.98),
             weight_decay=recipe.decay,
@@ -61,7 +63,7 @@ class Training:
         batch = collate(made, voicing, self.lexicon.listen_id)
         found = losses(self.model, self.guides, batch, self.recipe.weights, self.lexicon)
         self.optimiser.zero_grad(set_to_none=True)
-        found.total.backward()
+        found.total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._learning, self.recipe.clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {self.step}: the gradient is not finite")
