@@ -41,6 +41,17 @@ def place(model: InteractionModel, device: torch.device | str, weights: str) -> 
                 setattr(part, name, nn.Parameter(value, requires_grad=False))
 
 
+def eight_bit_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Values and scales of what `place` stored as fp8, which no state_dict holds, by name."""
+    return {
+        f"{path}.{name}.{part}": getattr(value, part)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Quantized)
+        for part in ("values", "scales")
+    }
+
+
 def eight_bits(weight: Tensor) -> Quantized:
     """`quantize`, a matrix at a time: weight [..., N, K] of any size needs room for one in fp32."""
     scales = (*weight.shape[:-1], -(-weight.shape[-1] // BLOCK))

@@ -21,7 +21,7 @@ from microturn.model.family import ArenaSet, TickShape
 from microturn.model.inkling.trunk import TrunkState
 from microturn.model.interaction.cost import tick_calls, window_rows
 from microturn.model.interaction.model import InteractionModel
-from microturn.model.interaction.placement import place
+from microturn.model.interaction.placement import eight_bit_tensors, place
 from microturn.model.interaction.tokenizer import FileTokenizer
 from microturn.model.mimi.mimi import DecoderState
 from microturn.model.tick import TickInputs, TickOutputs, TickSize
@@ -85,11 +85,12 @@ class InteractionFamily:
         return self.model.trunk.embedding.dtype
 
     def digest(self) -> str:
-        """A hash of the weights, in hex."""
+        """A hash of the weights as they are stored, in hex."""
         sha = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        stored = {**self.model.state_dict(), **eight_bit_tensors(self.model)}
+        for name, tensor in sorted(stored.items()):
             sha.update(name.encode())
-            sha.update(tensor.cpu().contiguous().numpy().tobytes())
+            sha.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
     @property
