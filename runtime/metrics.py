@@ -55,6 +55,8 @@ class Metrics:
         self._gpu = gpu
         self.watchers: tuple[Callable[[TickTiming, int], object], ...] = ()
         """Told of every batch tick and its sessions, by the thread that ticks; must not raise."""
+        self.graph_misses: Callable[[], int] = lambda: 0
+        """Ticks that no captured graph held: the engine counts them, and each is an error."""
         self._hdr: dict[str, Any] = {name: HdrHistogram(1, MAX_US, 3) for name in PHASES}
         self._min_slack_ns: int | None = None
         self.idle_ticks = 0
@@ -211,6 +213,7 @@ class _Counts:
             ("missed_deadlines", "Batch ticks that ended after their deadline", m.misses),
             ("skipped_ticks", "Grid points that passed during another tick", m.skipped_ticks),
             ("failed_steps", "Steps that raised", m.failed_steps),
+            ("graph_misses", "Ticks that no captured graph held", m.graph_misses()),
             ("session_ticks", "Outputs made", m.session_ticks),
             ("late_session_ticks", "Outputs made after their deadline", m.late_session_ticks),
             ("degraded", "Times a session's old input was dropped for lateness", m.degraded),

@@ -110,6 +110,7 @@ class Runtime:
         foreseen = self.foresight.active and predict is unknown
         self._predict = self.foresight.seconds if foreseen else predict
         self._engine: Engine = engine or make_engine(self.family, config)
+        self.metrics.graph_misses = lambda: getattr(self._engine, "graph_misses", 0)
         self._scheduler = Scheduler(
             Budget(shape.max_rows, shape.frames, shape.input_samples, self.family.sees),
             self.num_slots,
@@ -417,7 +418,7 @@ class Runtime:
             "num_slots": self.num_slots,
             "warm_up_ms": self.warm_up_ms,
             "state_bytes": self.state_bytes,
-            "graph_misses": getattr(self._engine, "graph_misses", 0),
+            "graph_misses": self.metrics.graph_misses(),
             **self.foresight.summary(self.num_slots),
             **self.metrics.summary(),
         }

@@ -84,11 +84,13 @@ def test_a_scrape_finds_the_metrics_until_the_runtime_is_closed(
     runtime = make_runtime()
     runtime.open()
     runtime.tick()
+    runtime._engine.graph_misses = 3  # type: ignore[attr-defined]
     port = runtime.serve_metrics()
     url = f"http://127.0.0.1:{port}/metrics"
     with urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
     assert "microturn_ticks_total 1.0" in text and "microturn_memory_bytes " in text
+    assert "microturn_graph_misses_total 3.0" in text and runtime.summary()["graph_misses"] == 3
     assert "microturn_gpu_power_watts" not in text, "this machine's runtime has no GPU"
     with pytest.raises(RuntimeError, match="served already"):
         runtime.serve_metrics()
