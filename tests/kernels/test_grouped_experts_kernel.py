@@ -144,10 +144,11 @@ def test_idle_rows_give_zeros_and_load_no_expert(device: str, t: int, routed: bo
     rows = RowBatch.build(
         [4, 7, -1], [3, 2, 4], [0, 5, 0], exec_mask=[True, False, True], device=device
     )
-    want = grouped_experts_kernel(x, weights)[:3]
-    x.x[3:] = float("nan")
-    x.routing.topk_ids[3:] = 999
-    got = grouped_experts_kernel(x, weights, None, rows)
+    with ordered_dots():  # how many rows share a tile is no business of BLAS
+        want = grouped_experts_kernel(x, weights)[:3]
+        x.x[3:] = float("nan")
+        x.routing.topk_ids[3:] = 999
+        got = grouped_experts_kernel(x, weights, None, rows)
     assert_bitwise_equal(got[:3], want)
     assert not got[3:].any()
 
