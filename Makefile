@@ -94,7 +94,7 @@ demo: $(VENV)/.base
 PARALLEL = -n $(WORKERS) --dist worksteal
 test: $(VENV)/.dev
 ifeq ($(strip $(PYTEST_ARGS)),)
-	@$(BIN)/python -P -m pytest -q --durations=10 $(PARALLEL) -m "not realtime"
+	@OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -q --durations=10 $(PARALLEL) -m "not realtime"
 	@$(BIN)/python -P -m pytest -q -m realtime
 else
 	@$(BIN)/python -P -m pytest -q --durations=10 $(PYTEST_ARGS)
@@ -120,7 +120,7 @@ wheel-test: $(VENV)/.dev
 	@away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; cd "$$away"; \
 	$(WHEEL_PYTHON) -P -c 'import sys, microturn.runtime as r; \
 	  sys.exit(None if r.__file__.startswith(sys.prefix) else f"not the wheel: {r.__file__}")'; \
-	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" $(WHEEL_PYTHON) -P -m pytest -q -p no:cacheprovider \
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" $(WHEEL_PYTHON) -P -m pytest -q -p no:cacheprovider \
 	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(PARALLEL) \
 	  -m "not oracle and not slow and not realtime" $(CURDIR)/tests $(PYTEST_ARGS)
 
