@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -138,12 +138,34 @@ def _carve(memory: Tensor, wanted: Mapping[str, _Field]) -> dict[str, Tensor]:
     }
 
 
-def _nbytes(wanted: Mapping[str, _Field]) -> int:
-    return max(end for *_, end in _places(wanted))
+class _Run:
+    """Buffers of a tick in one run of bytes."""
+
+    def __init__(self, size: TickSize, **tensors: Tensor) -> None: ...
+
+    @staticmethod
+    def fields(size: TickSize, shape: TickShape) -> dict[str, _Field]:
+        """What lies in it, in order."""
+        raise NotImplementedError
+
+    @classmethod
+    def nbytes(cls, size: TickSize, shape: TickShape) -> int:
+        return max(end for *_, end in _places(cls.fields(size, shape)))
+
+    @classmethod
+    def carve(cls, memory: Tensor, size: TickSize, shape: TickShape) -> Self:
+        """Views of memory [N] uint8, N at least `nbytes`."""
+        return cls(size, **_carve(memory, cls.fields(size, shape)))
+
+    @classmethod
+    def allocate(cls, size: TickSize, shape: TickShape) -> Self:
+        """On the host, zeros."""
+        memory = torch.zeros(cls.nbytes(size, shape), dtype=torch.uint8)
+        return cls.carve(memory, size, shape)
 
 
 @dataclass(frozen=True)
-class TickInputs:
+class TickInputs(_Run):
     """A tick's inputs. Lines from `speaking` on only read context.
 
     slot_ids    [B] int32, -1 pads; row_offsets [B + 1] int32
@@ -173,19 +195,8 @@ class TickInputs:
     patches: Tensor
 
     @staticmethod
-    def nbytes(size: TickSize, shape: TickShape) -> int:
-        return _nbytes(_inputs(size, shape))
-
-    @classmethod
-    def carve(cls, memory: Tensor, size: TickSize, shape: TickShape) -> TickInputs:
-        """Views of memory [N] uint8, N at least `nbytes`."""
-        return cls(size, **_carve(memory, _inputs(size, shape)))
-
-    @classmethod
-    def allocate(cls, size: TickSize, shape: TickShape) -> TickInputs:
-        """On the host, zeros."""
-        memory = torch.zeros(cls.nbytes(size, shape), dtype=torch.uint8)
-        return cls.carve(memory, size, shape)
+    def fields(size: TickSize, shape: TickShape) -> dict[str, _Field]:
+        return _inputs(size, shape)
 
     def fill(self, lines: Sequence[TickLine], frames: int) -> None:
         """Writes lines into host memory, those that emit first. A line's rows: what it reads back,
@@ -259,7 +270,7 @@ class TickInputs:
 
 
 @dataclass(frozen=True)
-class TickOutputs:
+class TickOutputs(_Run):
     """ok [B] bool, text_ids [F, E] int64, codes [F, E, Q] int64, audio [B, output_samples] fp32."""
 
     size: TickSize
@@ -269,16 +280,5 @@ class TickOutputs:
     audio: Tensor
 
     @staticmethod
-    def nbytes(size: TickSize, shape: TickShape) -> int:
-        return _nbytes(_outputs(size, shape))
-
-    @classmethod
-    def carve(cls, memory: Tensor, size: TickSize, shape: TickShape) -> TickOutputs:
-        """Views of memory [N] uint8, N at least `nbytes`."""
-        return cls(size, **_carve(memory, _outputs(size, shape)))
-
-    @classmethod
-    def allocate(cls, size: TickSize, shape: TickShape) -> TickOutputs:
-        """On the host, zeros."""
-        memory = torch.zeros(cls.nbytes(size, shape), dtype=torch.uint8)
-        return cls.carve(memory, size, shape)
+    def fields(size: TickSize, shape: TickShape) -> dict[str, _Field]:
+        return _outputs(size, shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,8 +130,3 @@ def room_of(condition: str, rng: Generator) -> Room:
         decay = float(rng.uniform(0.3, 0.6))
         return Room(decay=decay, wet=-3.0, noise_db=QUIET_DB, level_db=level)
     raise ValueError(f"unknown condition {condition!r}; known: {', '.join(CONDITIONS)}")
-
-
-def times(start: float, period: float, end: float) -> Sequence[float]:
-    """start + period, start + 2 * period, ... before end."""
-    return [start + k * period for k in range(1, int((end - start - 1e-6) / period) + 1)]

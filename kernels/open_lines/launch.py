@@ -23,20 +23,7 @@ def open_lines_kernel(
 ) -> OpenedLines:
     """See `open_lines`."""
     width, lines = weights.shape[0], x.slot_ids.shape[0]
-    device = x.slot_ids.device
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int64, device=device)
-
-    made = out or OpenedLines(
-        empty(x.num_rows),
-        empty(x.speaking * x.frames),
-        empty(x.frames, x.speaking),
-        empty(x.frames - 1, x.speaking),
-        empty(x.speaking),
-        empty(lines, width),
-        empty(2, lines),
-    )
+    made = out or OpenedLines.allocate(x, width, torch.empty)
     kept = state.feedback
     launch(
         open_lines_one,

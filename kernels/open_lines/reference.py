@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -66,12 +67,12 @@ class OpenedLines:
     after: Tensor
 
     @classmethod
-    def empty(cls, x: Opening, width: int) -> OpenedLines:
-        """For feedback of `width` ids; zeros."""
+    def allocate(cls, x: Opening, width: int, new: Callable[..., Tensor]) -> OpenedLines:
+        """For feedback of `width` ids; new: torch.zeros, or torch.empty to write it all."""
         lines, device = x.slot_ids.shape[0], x.slot_ids.device
 
         def made(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
+            return new(shape, dtype=torch.int64, device=device)
 
         return cls(
             made(x.num_rows),
@@ -86,7 +87,7 @@ class OpenedLines:
 
 def core(x: Opening, start: Tensor, state: LineState) -> OpenedLines:
     """start [1 + Q] int64: what a session reads back first."""
-    made = OpenedLines.empty(x, start.shape[0])
+    made = OpenedLines.allocate(x, start.shape[0], torch.zeros)
     offsets = x.row_offsets.tolist()
     lines = zip(x.slot_ids.tolist(), x.emits.tolist(), x.reset.tolist(), strict=True)
     for b, (slot, emits, reset) in enumerate(lines):
