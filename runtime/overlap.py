@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class _Flying:
     plan: TickPlan
     inputs: Mapping[str, RowInput]
     gathered: Gathered
-    ticket: Any
     timing: TickTiming
+    ticket: Any
     launched_ns: int
 
 
@@ -67,16 +68,6 @@ class OverlappedLoop(TickLoop):
             self._scheduler.settle(gathered, ())
             self._metrics.idle_ticks += 1
             return plan, late
-        if self._scheduler.suspects:
-            return plan, self._apart(plan, inputs, gathered, None)
-        try:
-            ticket = engine.launch(plan, inputs)
-        except EngineLost:
-            self._scheduler.settle(gathered, ())
-            raise
-        except Exception as error:
-            return plan, self._apart(plan, inputs, gathered, error)
-        launched_at = time.perf_counter_ns()
         timing = TickTiming(
             wake=woke - grid.due(tick),
             gather=gathered_at - began,
@@ -85,9 +76,19 @@ class OverlappedLoop(TickLoop):
             emit=0,
             slack=0,
         )
+        if self._scheduler.suspects:
+            return plan, self._apart(plan, inputs, gathered, timing, None)
+        try:
+            ticket = engine.launch(plan, inputs)
+        except EngineLost:
+            self._scheduler.settle(gathered, ())
+            raise
+        except Exception as error:
+            return plan, self._apart(plan, inputs, gathered, timing, error)
+        launched_at = time.perf_counter_ns()
         late = self._hand_out()
         self._scheduler.settle(gathered, {row.session_id for row in plan.rows})
-        self._flying = _Flying(plan, inputs, gathered, ticket, timing, launched_at)
+        self._flying = _Flying(plan, inputs, gathered, timing, ticket, launched_at)
         return plan, late
 
     def _apart(
@@ -95,23 +96,23 @@ class OverlappedLoop(TickLoop):
         plan: TickPlan,
         inputs: Mapping[str, RowInput],
         gathered: Gathered,
+        timing: TickTiming,
         error: Exception | None,
     ) -> bool:
-        """Steps a tick as TickLoop does, its first step having raised `error`; whether the tick
-        before was late.
+        """Steps a tick as TickLoop does, its first step having raised `error`; whether it or the
+        tick before was late.
         """
         late = self._hand_out()
-        began = time.perf_counter_ns()
+        flying = _Flying(plan, inputs, gathered, timing, None, time.perf_counter_ns())
         engine = self._engine
         self._engine = _Raised(engine, error)
         try:
             stepped = self._step(plan, inputs, gathered)
         finally:
             self._engine = engine
-        if stepped.parts:
-            self._emit(plan, gathered, stepped, time.perf_counter_ns() - began)
-            self._recorded(inputs, stepped)
-        return late
+        if not stepped.parts:
+            return late or self._clock.now() > plan.deadline
+        return self._account(flying, stepped) or late
 
     def _hand_out(self) -> bool:
         """Whether the outputs of the tick under way were late; False when there is none."""
@@ -120,15 +121,16 @@ class OverlappedLoop(TickLoop):
             return False
         assert isinstance(self._engine, Launches)
         outputs = self._engine.collect(flying.ticket)
-        collected_at = time.perf_counter_ns()
-        took = collected_at - flying.launched_ns
-        stepped = Stepped(parts=[(flying.plan, outputs)])
+        return self._account(flying, Stepped(parts=[(flying.plan, outputs)]))
+
+    def _account(self, flying: _Flying, stepped: Stepped) -> bool:
+        """Hands out and counts a tick whose step has just ended; whether it was late."""
+        stepped_at = time.perf_counter_ns()
+        took = stepped_at - flying.launched_ns
         slack, sessions = self._emit(flying.plan, flying.gathered, stepped, took)
-        emit = time.perf_counter_ns() - collected_at
-        timing = flying.timing
-        self._metrics.tick(
-            TickTiming(timing.wake, timing.gather, timing.plan, took, emit, slack), sessions
-        )
+        emit = time.perf_counter_ns() - stepped_at
+        timing = dataclasses.replace(flying.timing, step=took, emit=emit, slack=slack)
+        self._metrics.tick(timing, sessions)
         self._observe(flying.plan, took)
         self._recorded(flying.inputs, stepped)
         return slack < 0

@@ -105,6 +105,10 @@ def test_a_launch_that_raises_is_stepped_apart(
         runtime.close()
         bits.append(tools.bits(made + tools.drain(session)))
         assert runtime.metrics.failed_steps == 1
+        assert runtime.metrics.batch_ticks == runtime.metrics.session_ticks == 7
+        assert runtime.metrics.registry.get_sample_value(
+            "microturn_tick_seconds_count", {"phase": "slack"}
+        ) == len(bits[-1])
     assert bits[0] == bits[1] and len(bits[0]) == 7
 
 
