@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from microturn.runtime.errors import RuntimeFull as RuntimeFull
     from microturn.runtime.errors import SessionClosed as SessionClosed
     from microturn.runtime.errors import SnapshotError as SnapshotError
+    from microturn.runtime.image_input import Video as Video
     from microturn.runtime.lateness import LatenessPolicy as LatenessPolicy
     from microturn.runtime.output import Output as Output
     from microturn.runtime.output import TextEvent as TextEvent
@@ -79,6 +80,7 @@ _HOMES = {
         "SessionClosed",
         "SnapshotError",
     ),
+    "runtime.image_input": ("Video",),
     "runtime.lateness": ("LatenessPolicy",),
     "runtime.output": ("Output", "TextEvent"),
     "runtime.replayer": ("ReplayReport", "dumped_sessions", "read_header", "replay"),

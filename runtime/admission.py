@@ -58,11 +58,13 @@ class Load(NamedTuple):
 
     rows  of the append pass, all sessions together
     age   how full the sessions' windows are on average, in `AGES` steps
+    patches  of images, among the rows
     """
 
     sessions: int
     rows: int
     age: int = AGES
+    patches: int = 0
 
 
 Amounts = Callable[[Load], Sequence[float]]
@@ -70,8 +72,8 @@ Amounts = Callable[[Load], Sequence[float]]
 
 
 def counted(load: Load) -> Sequence[float]:
-    """For a family that does not say what it costs: a tick, its sessions, rows and keys."""
-    return 1.0, load.sessions, load.rows, load.sessions * load.age
+    """For a family that does not say what it costs: a tick, its sessions, rows, keys, patches."""
+    return 1.0, load.sessions, load.rows, load.sessions * load.age, load.patches
 
 
 class Ages:
@@ -85,13 +87,15 @@ class Ages:
 
     def load(self, plan: TickPlan) -> Load:
         """Of a plan that is about to run."""
-        filled = brought = 0
+        filled = brought = patches = 0
         for row in plan.rows:
             if not row.reset:
                 filled += min(self._rows.get(row.slot, 0), self._window)
             brought += row.num_rows
+            patches += row.n_patches
         sessions = len(plan.rows)
-        return Load(sessions, brought, -(-AGES * filled // (self._window * max(1, sessions))))
+        age = -(-AGES * filled // (self._window * max(1, sessions)))
+        return Load(sessions, brought, age, patches)
 
     def fill(self, slot: int) -> None:
         """The slot's window is full."""
@@ -302,7 +306,8 @@ class Admission:
     """Lets a session in when there is time for it and memory.
 
     A newcomer counts with its window full, beside the others with theirs: it may stay for hours.
-    What it brings to read counts too, as far as one tick takes it. The first session is let in
+    What it brings to read counts too, and the images that it and the others said they would bring,
+    as far as one tick takes them. The first session is let in
     unless half of its ticks would be late: with nobody there nothing new could be measured.
     Where it is `welcome` it is let in even then, with a warning.
 
@@ -321,11 +326,14 @@ class Admission:
     free_bytes: Callable[[], int]
     welcome: bool = False
 
-    def refusal(self, sessions: int, waiting_rows: int) -> Refusal | None:
-        """Whether one more may join so many sessions, with so many rows of context to read. By
-        what was last worked out: it is asked where ticks wait for the answer.
+    def refusal(
+        self, sessions: int, waiting_rows: int, images: Sequence[int] = ()
+    ) -> Refusal | None:
+        """Whether one more may join so many sessions, with so many rows of context to read.
+        images: patches a tick, of each session that said it would bring some. By what was last
+        worked out: it is asked where ticks wait for the answer.
         """
-        load = self.load(sessions + 1, waiting_rows)
+        load = self.load(sessions + 1, waiting_rows, images)
         ask = self.predictor.p99 if sessions else self.predictor.p50
         ns = ask(load, wait=False)
         if ns is not None and ns + self.margin_ns > self.period_ns:
@@ -347,10 +355,14 @@ class Admission:
             )
         return None
 
-    def load(self, sessions: int, waiting_rows: int = 0) -> Load:
-        """So many sessions at full windows, one of them with context to read."""
-        brought = min(self.max_rows, self.rows + waiting_rows)
-        return Load(sessions, self.rows * (sessions - 1) + brought)
+    def load(self, sessions: int, waiting_rows: int = 0, images: Sequence[int] = ()) -> Load:
+        """So many sessions at full windows, one of them with context to read, some with images."""
+        room = self.max_rows - self.rows
+        patches = sum(min(room, patches) for patches in images)
+        reads = min(room, waiting_rows)
+        # Who reads and sees at once is held to one budget; who of them does is not told apart.
+        brought = min(self.max_rows * sessions, self.rows * sessions + reads + patches)
+        return Load(sessions, brought, patches=patches)
 
     def most(self, up_to: int) -> int:
         """The largest number of ordinary sessions that fit the period, none measured: `up_to`."""

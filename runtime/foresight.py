@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -60,7 +61,7 @@ class Foresight:
             config.admission == "auto" and not clock.by_hand
         )
         window = family.window_rows if isinstance(family, CountsCost) else 0
-        self._shape = shape
+        self._shape, self._sees = shape, family.sees
         self._ages = Ages(window, shape.frames)
         self._clock = clock
         self._engine: Engine | None = None
@@ -92,10 +93,13 @@ class Foresight:
                 self.predictor.probe(self._probed(sessions, 0, AGES), old)
             if min(old or young) > self.admission.period_ns:
                 break
-        # A session that reads as much as a tick takes, beside what one brings anyway.
-        reads = self._shape.max_rows - self.admission.rows
-        self.predictor.probe(self._probed(1, reads, 0), self._time(engine, 1, reads=reads)[0])
-        self.prepare(0, 0)
+        # A session that reads, or sees, as much as a tick takes, beside what one brings anyway.
+        room = self._shape.max_rows - self.admission.rows
+        self.predictor.probe(self._probed(1, room, 0), self._time(engine, 1, reads=room)[0])
+        if self._sees:
+            shown = self._probed(1, room, 0)._replace(patches=room)
+            self.predictor.probe(shown, self._time(engine, 1, sees=room)[0])
+        self.prepare(0, 0, ())
 
     def age(self, slots: Iterable[int]) -> bool:
         """The windows of these slots are full from now on, of zeros: to measure what old sessions
@@ -118,17 +122,19 @@ class Foresight:
         ns = self.predictor.p99(self._ages.load(plan), wait=False)
         return None if ns is None else ns / 1e9
 
-    def prepare(self, sessions: int, waiting_rows: int) -> None:
+    def prepare(self, sessions: int, waiting_rows: int, images: Sequence[int]) -> None:
         """Works out beforehand, in the thread of who wants to join so many sessions, what `refusal`
         will be asked while ticks wait.
         """
         if self.active:
             self.predictor.refresh()
-            self.admission.refusal(sessions, waiting_rows)
+            self.admission.refusal(sessions, waiting_rows, images)
 
-    def refusal(self, sessions: int, waiting_rows: int) -> Refusal | None:
+    def refusal(self, sessions: int, waiting_rows: int, images: Sequence[int]) -> Refusal | None:
         """See Admission.refusal."""
-        return self.admission.refusal(sessions, waiting_rows) if self.active else None
+        if not self.active:
+            return None
+        return self.admission.refusal(sessions, waiting_rows, images)
 
     def summary(self, num_slots: int) -> dict[str, Any]:
         """Predicted p50 and p99 in ms of ticks with windows full, and how many sessions fit."""
@@ -148,11 +154,17 @@ class Foresight:
         return Load(sessions, self.admission.rows * sessions + reads, age)
 
     def _time(
-        self, engine: Engine, sessions: int, *, reads: int = 0, aged: bool = False
+        self,
+        engine: Engine,
+        sessions: int,
+        *,
+        reads: int = 0,
+        sees: int = 0,
+        aged: bool = False,
     ) -> tuple[Sequence[int], Sequence[int]]:
         """ns of ticks with windows empty, and full."""
-        opened = _tick(self._shape, sessions, reads=0, reset=True)
-        plan = _tick(self._shape, sessions, reads=reads, reset=False)
+        opened = _tick(self._shape, sessions, reset=True)
+        plan = _tick(self._shape, sessions, reads=reads, sees=sees)
         inputs = _inputs(self._shape, plan)
         engine.step(opened, _inputs(self._shape, opened))
         young = [self._clocked(engine, plan, inputs) for _ in range(2 if aged else REPEATS)]
@@ -184,7 +196,8 @@ def amounts_of(family: ModelFamily, device: str) -> Amounts:
     def amounts(load: Load) -> Sequence[float]:
         start = -(-load.age * costs.window_rows // AGES)
         groups: dict[str, list[Any]] = {"rows": [], "keys": [], "sessions": []}
-        for call in costs.calls(even(load.sessions, load.rows, start)):
+        work = replace(even(load.sessions, load.rows, start), patches=load.patches)
+        for call in costs.calls(work):
             if call.op == "streaming_attention":
                 groups["keys"].append(call)
             elif call.part in ("embed", "append") or call.part.startswith("decode"):
@@ -217,7 +230,9 @@ def doubling(most: int) -> Iterator[int]:
     yield most
 
 
-def _tick(shape: TickShape, sessions: int, *, reads: int, reset: bool) -> TickPlan:
+def _tick(
+    shape: TickShape, sessions: int, *, reads: int = 0, sees: int = 0, reset: bool = False
+) -> TickPlan:
     rows = tuple(
         RowPlan(
             session_id=f"measured-{slot}",
@@ -225,7 +240,7 @@ def _tick(shape: TickShape, sessions: int, *, reads: int, reset: bool) -> TickPl
             exec=True,
             reset=reset,
             n_context=reads,
-            n_patches=0,
+            n_patches=sees,
             n_audio=shape.frames,
         )
         for slot in range(sessions)
@@ -237,6 +252,12 @@ def _inputs(shape: TickShape, plan: TickPlan) -> dict[str, RowInput]:
     heard = np.random.default_rng(0).standard_normal(shape.input_samples) * 0.05
     audio = np.clip(heard, -1, 1).astype(np.float32)
     return {
-        row.session_id: RowInput(audio, (0,) * row.n_context, row.slot, Sampling())
+        row.session_id: RowInput(
+            audio,
+            (0,) * row.n_context,
+            row.slot,
+            Sampling(),
+            np.zeros((row.n_patches, *PATCH), np.int16),
+        )
         for row in plan.rows
     }

@@ -7,12 +7,14 @@ before it, so that every frame shows what moved and none waits for the next.
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from microturn.runtime.errors import ImageError
+from microturn.runtime.errors import ImageError, InputError
 
 EDGE = 40
 PATCH = (2, EDGE, EDGE, 3)
@@ -22,6 +24,31 @@ PADDING = -1
 """What a patch holds right of and below its image."""
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a session says it is going to be shown: frames of so many pixels, so many a second. It
+    may show less or more: what waits is bounded all the same. Raises InputError.
+    """
+
+    width: int
+    height: int
+    fps: float
+
+    def __post_init__(self) -> None:
+        for name in ("width", "height", "fps"):
+            value = getattr(self, name)
+            kinds = (int, float) if name == "fps" else int
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+                wanted = "a number" if name == "fps" else "a whole number"
+                raise InputError(f"video: {name} must be {wanted} above 0, got {value!r}")
+
+    def patches_a_tick(self, tick_ms: int) -> int:
+        """Worked example: 160 x 120 pixels are 3 rows of 5 patches; 10 of them a second are 15 in
+        every tick of 100 ms, 4 a second are 6.
+        """
+        return math.ceil(num_patches(self.height, self.width) * self.fps * tick_ms / 1000)
 
 
 def num_patches(height: int, width: int) -> int:

@@ -40,6 +40,7 @@ from microturn.runtime.errors import (
 )
 from microturn.runtime.foresight import Foresight
 from microturn.runtime.garbage import SlackCollector
+from microturn.runtime.image_input import Video
 from microturn.runtime.inbox import Budget, Inbox
 from microturn.runtime.keeper import Keeper
 from microturn.runtime.loop import Predictor, TickLoop, unknown
@@ -249,6 +250,7 @@ class Runtime:
         voice: str | None = None,
         sampling: Sampling | None = None,
         background: Background | None = None,
+        video: Video | None = None,
     ) -> Session:
         """A new session; it takes part from the next tick on.
 
@@ -256,6 +258,7 @@ class Runtime:
         seed          of its sampling: the same seed and inputs give the same bits
         voice         refused by models that have only their own
         background    its own background model, in place of the runtime's
+        video         what it is going to be shown: admission counts its patches in every tick
 
         Raises RuntimeFull with a reason and a retry hint when there is no slot, time or memory for
         it, InputError, QueueFull when the instructions exceed context_queue_rows, RuntimeClosed.
@@ -268,9 +271,10 @@ class Runtime:
         sampling = sampling if sampling is not None else Sampling()
         if not isinstance(sampling, Sampling):
             raise InputError(f"sampling must be a Sampling, got {type(sampling).__name__}")
+        images = self._images(video)
         session_id = f"{number:04d}-{secrets.token_hex(4)}"
         try:
-            session = self._join(session_id, instructions, seed, sampling, background)
+            session = self._join(session_id, instructions, seed, sampling, background, images)
         except BaseException as error:  # nothing of it stays
             self._sessions.pop(session_id, None)
             self._delegations.leave(session_id)
@@ -294,6 +298,7 @@ class Runtime:
         seed: int,
         sampling: Sampling,
         background: Background | None,
+        images: int,
     ) -> Session:
         ids = context_ids(instructions, self.family.tokenizer, None) if instructions else ()
         inbox, outbox = self._queues(session_id, sampling)
@@ -309,9 +314,9 @@ class Runtime:
         self._delegations.join(self._desk(session, conversation, background))
         if self._dump is not None:
             self._dump.open(self._header(session))
-        self.foresight.prepare(len(self._sessions), len(ids))
+        self._foresee(len(ids), images)
         self._sessions[session_id] = session
-        self._scheduler.admit(inbox, outbox, seed)
+        self._scheduler.admit(inbox, outbox, seed, images)
         log.info("session %s opened, %d context tokens", session_id, len(ids))
         return session
 
@@ -352,11 +357,11 @@ class Runtime:
         session = self._session(inbox, outbox, spoken.seed, conversation)
         session.load(spoken, state.seat.position * self.family.shape.tick_ms)
         desk = self._desk(session, conversation, background)
-        self.foresight.prepare(len(self._sessions), len(inbox.context))
+        self._foresee(len(inbox.context), state.seat.images)
 
         def admit() -> Seat:
             try:
-                seat = self._scheduler.admit(inbox, outbox, spoken.seed)
+                seat = self._scheduler.admit(inbox, outbox, spoken.seed, state.seat.images)
             except RuntimeFull as full:
                 self.metrics.refused(full.reason)
                 raise
@@ -545,6 +550,21 @@ class Runtime:
         self, session: Session, conversation: Conversation, background: Background | None
     ) -> Desk:
         return Desk(session.id, conversation, background or self._background, session.prepare)
+
+    def _images(self, video: Video | None) -> int:
+        """Patches that it adds to every tick, as far as a tick takes them."""
+        if video is None:
+            return 0
+        if not isinstance(video, Video):
+            raise InputError(f"video must be a Video, got {type(video).__name__}")
+        if not self.family.sees:
+            raise InputError(f"{self.family.name} has no vision tower, it cannot be shown video")
+        shape = self.family.shape
+        return min(video.patches_a_tick(shape.tick_ms), shape.max_rows - 1 - shape.frames)
+
+    def _foresee(self, waiting_rows: int, images: int) -> None:
+        declared = [*self._scheduler.images(), images]
+        self.foresight.prepare(len(self._sessions), waiting_rows, declared)
 
     def _header(self, session: Session) -> Header:
         return Header(

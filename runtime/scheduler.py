@@ -38,6 +38,7 @@ class Seat:
     strikes  ticks in a row in which a step of its row alone raised
     joined   the first tick that planned it; None before
     rows     how many it lately brought to a tick, context and patches included
+    images   patches that it said it would bring to a tick
     """
 
     session_id: str
@@ -51,6 +52,7 @@ class Seat:
     strikes: int = 0
     joined: int | None = None
     rows: float = 0.0
+    images: int = 0
 
 
 row_plan = lru_cache(4096)(RowPlan)
@@ -87,9 +89,11 @@ class Scheduler:
         num_slots: int,
         tick_ms: int,
         on_end: Callable[[Seat, CloseReason], None] = lambda seat, reason: None,
-        refusal: Callable[[int, int], Refusal | None] = lambda sessions, rows: None,
+        refusal: Callable[[int, int, Sequence[int]], Refusal | None] = lambda *asked: None,
     ) -> None:
-        """refusal: asked before one more joins so many sessions with so many rows to read."""
+        """refusal: asked before one more joins so many sessions with so many rows to read, all
+        of them together to be shown so many patches each.
+        """
         self._budget = budget
         self._num_slots = num_slots
         self._tick_ms = tick_ms
@@ -115,15 +119,15 @@ class Scheduler:
         with self._lock:
             return len(self._free)
 
-    def admit(self, inbox: Inbox, outbox: OutputQueue, seed: int) -> Seat:
+    def admit(self, inbox: Inbox, outbox: OutputQueue, seed: int, images: int = 0) -> Seat:
         """The lowest free slot. Nobody is ended for a newcomer: raises RuntimeFull with a retry
-        hint.
+        hint. images: see Seat.
         """
         with self._lock:
-            refused = self._refused(len(inbox.context))
+            refused = self._refused(len(inbox.context), images)
             if refused is not None:
                 raise RuntimeFull(refused.reason, refused.detail, self._retry_ms())
-            seat = Seat(inbox.session_id, self._free[0], seed, inbox, outbox)
+            seat = Seat(inbox.session_id, self._free[0], seed, inbox, outbox, images=images)
             self._seats[seat.session_id] = seat
             self._by_slot = None
             heapq.heappop(self._free)
@@ -313,11 +317,19 @@ class Scheduler:
             self.end(seat.session_id, CloseReason(CloseCode.INPUT_FAILED, detail))
             return None
 
-    def _refused(self, waiting_rows: int) -> Refusal | None:
+    def images(self) -> list[int]:
+        """Patches a tick of each session that said it would bring some."""
+        with self._lock:
+            return self._images()
+
+    def _images(self) -> list[int]:
+        return [seat.images for seat in self._seats.values() if seat.images]
+
+    def _refused(self, waiting_rows: int, images: int) -> Refusal | None:
         if not self._free:
             detail = f"all {self._num_slots} sessions are taken; close one or raise max_sessions"
             return Refusal("slots", detail)
-        return self._refusal(len(self._seats), waiting_rows)
+        return self._refusal(len(self._seats), waiting_rows, [*self._images(), images])
 
     def _retry_ms(self) -> int:
         samples = self._budget.input_samples

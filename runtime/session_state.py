@@ -34,6 +34,7 @@ class SeatState:
     starved: bool
     position: int
     rows: float
+    images: int = 0
 
 
 @dataclass(frozen=True)

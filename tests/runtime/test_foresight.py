@@ -10,7 +10,7 @@ import pytest
 
 from microturn.bench.chaos.echo import EchoEngine, EchoFamily
 from microturn.model.cost import OpCall, TickWork
-from microturn.runtime import Runtime, RuntimeFull, Session, VirtualClock
+from microturn.runtime import InputError, Runtime, RuntimeFull, Session, Video, VirtualClock
 from microturn.runtime.admission import AGES, Load
 from microturn.runtime.cpu_engine import CpuEngine
 from microturn.runtime.foresight import amounts_of, doubling, session_bytes
@@ -38,11 +38,17 @@ class AgingEngine(EchoEngine):
 def make() -> Iterator[Callable[..., Runtime]]:
     made: list[Runtime] = []
 
-    def runtime(kind: Any = EchoEngine, slots: int = 16, base: int = 20, **config: Any) -> Runtime:
+    def runtime(
+        kind: Any = EchoEngine,
+        slots: int = 16,
+        base: int = 20,
+        family: Any = None,
+        **config: Any,
+    ) -> Runtime:
         clock = VirtualClock()
         engine = kind(slots, clock, lambda rows: (base + 9 * rows) * MS)
         config = {"admission": "predict", "max_sessions": slots, **config}
-        made.append(Runtime(model=EchoFamily(), engine=engine, clock=clock, **config))  # type: ignore[arg-type]
+        made.append(Runtime(model=family or EchoFamily(), engine=engine, clock=clock, **config))
         return made[-1]
 
     yield runtime
@@ -109,6 +115,51 @@ def test_context_to_read_and_others_reading_it_are_foreseen(make: Callable[..., 
     loads = runtime.foresight.predictor
     reading, plain = loads.p50(Load(1, 8, 0)), loads.p50(Load(1, 2, 0))
     assert reading == pytest.approx(plain, rel=0.05)
+
+
+class SeeingFamily(EchoFamily):
+    sees = True
+
+
+class SeeingEngine(EchoEngine):
+    """Patches cost 4 ms each."""
+
+    def step(self, plan: Any, inputs: Any) -> Any:
+        for row in plan.rows:
+            assert len(inputs[row.session_id].patches) == row.n_patches
+            self._clock.advance(4 * MS * row.n_patches)
+        return super().step(plan, inputs)
+
+
+def test_video_that_sessions_said_they_would_bring_is_foreseen(
+    make: Callable[..., Runtime],
+) -> None:
+    """1.25 (20 + 9 n + 4 p) + 5 <= 100 for p patches a tick of all sessions together."""
+    family = SeeingFamily()
+    blind, seeing = (make(SeeingEngine, family=family) for _ in range(2))
+    assert len(fill(blind)[0]) == 6
+    three = Video(width=160, height=120, fps=2)  # 15 patches a frame
+    seeing.open(video=three)
+    opened, refused = fill(seeing)
+    assert len(opened) == 3 and refused.reason == "time", "(76 - 20 - 4 * 3) / 9 < 5"
+    opened[0].close()
+    with pytest.raises(RuntimeFull, match="99 of 100 ticks with 4 sessions"):
+        seeing.open(video=three)
+    seeing.open()
+    load = seeing.foresight.admission.load(3, images=(5, 100))
+    assert load == Load(3, 6 + 5 + 6, patches=5 + 6), "no more than a tick takes of each"
+
+
+def test_video_said_to_come_is_checked(make: Callable[..., Runtime]) -> None:
+    runtime = make(family=SeeingFamily())
+    with pytest.raises(InputError, match="video must be a Video, got tuple"):
+        runtime.open(video=(160, 120, 3))
+    for wrong in ((0, 120, 3), (160, 120.0, 3), (160, 120, 0), (160, True, 3)):
+        with pytest.raises(InputError, match=r"must be a .* above 0, got"):
+            Video(*wrong)
+    with pytest.raises(InputError, match="has no vision tower"):
+        make().open(video=Video(160, 120, 3))
+    assert [Video(160, 120, fps).patches_a_tick(100) for fps in (10, 4, 0.1)] == [15, 6, 1]
 
 
 def test_old_sessions_cost_what_they_will_before_anyone_is_old(
@@ -183,7 +234,7 @@ def test_amounts_rise_and_tell_rows_keys_and_sessions_apart() -> None:
     amounts = amounts_of(Costed(), "cpu")  # type: ignore[arg-type]
     assert amounts(Load(2, 10, AGES)) == (1.0, 14.0 * 10, 14.0 * 320, 14.0 * 2)
     assert amounts(Load(2, 10, 1))[2] == 14.0 * 20
-    assert amounts_of(EchoFamily(), "cpu")(Load(2, 10, 4)) == (1.0, 2, 10, 8)  # type: ignore[arg-type]
+    assert amounts_of(EchoFamily(), "cpu")(Load(2, 10, 4)) == (1.0, 2, 10, 8, 0)  # type: ignore[arg-type]
 
 
 def test_the_queues_of_a_session_are_counted(make: Callable[..., Runtime]) -> None:
