@@ -78,6 +78,19 @@ def vocabulary(config: MimiConfig) -> Tensor:
     return torch.from_numpy(rows)
 
 
+def by_row(heard: Tensor, config: MimiConfig) -> Tensor:
+    """Which frame of heard [words, samples] each row of a book begins as: the loudest in their
+    order, silence in the last row; then those that are left.
+
+    Where the books hold every frame, a code is the number of a frame of the voice, whatever the
+    sizes of the layers: a codec can be replaced under a model that has learnt its codes.
+    """
+    loudness = heard.view(-1, config.frame_size).square().sum(1)
+    falling = loudness.argsort(descending=True, stable=True)
+    loud, rest = falling.tensor_split([config.codebook_size - 1])
+    return torch.cat([loud.sort().values, rest.flip(0)])
+
+
 def recordings(recipe: Recipe, step: int, config: MimiConfig) -> Tensor:
     """[batch, frames * frame_size]: what step `step` learns from, cut off in mid-word."""
     rng = np.random.default_rng((recipe.seed, step))
@@ -122,6 +135,7 @@ class Training:
         start_linear(training.codec, heard)
         with torch.no_grad():
             latents = batched.encode(training.codec.encoder, heard).flatten(0, 1)
+        latents = latents[by_row(heard, config)]
         generator = torch.Generator().manual_seed(recipe.seed)
         training.books.begin(training.codec, latents, generator)
         training._set_out()

@@ -74,7 +74,9 @@ class Books:
 
     @torch.no_grad()
     def begin(self, codec: Mimi, x: Tensor, generator: torch.Generator, rounds: int = 8) -> None:
-        """Each book by k-means of what those before it leave over of x [M, dim]."""
+        """Each book by k-means of what those before it leave over of x [M, dim], from the first
+        rows of x on: those that fit into a book become its rows, in their order.
+        """
         for projected, books, _ in groups(codec, x):
             left = projected
             for q in range(*books.indices(len(self._tables))):
@@ -111,8 +113,7 @@ def _nearest(x: Tensor, table: Tensor) -> Tensor:
 
 
 def _k_means(x: Tensor, size: int, rounds: int, generator: torch.Generator) -> Tensor:
-    picks = torch.randperm(max(len(x), size), generator=generator)[:size] % len(x)
-    table = x[picks] + 1e-3 * x.std() * torch.randn(size, x.shape[1], generator=generator)
+    table = x[torch.arange(size) % len(x)]
     for _ in range(rounds):
         code = _nearest(x, table)
         counts = torch.bincount(code, minlength=size).clamp_min(1)[:, None]

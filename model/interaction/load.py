@@ -27,10 +27,12 @@ from microturn.model.inkling.release import Inkling, load_release
 from microturn.model.inkling.release_config import MODEL_TYPE
 from microturn.model.interaction.config import ROWS_PER_COMMIT, InteractionConfig
 from microturn.model.interaction.model import InteractionModel
+from microturn.model.interaction.presets import TRAINED_CODECS
 from microturn.model.interaction.presets import preset as preset_config
 from microturn.model.interaction.step import InteractionFamily
 from microturn.model.interaction.tokenizer import FileTokenizer
 from microturn.model.memory import free_bytes
+from microturn.model.mimi import load_mimi
 
 FORMAT = 1
 FAMILY = "interaction"
@@ -82,8 +84,8 @@ def load(
     num_sink_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> InteractionFamily | Inkling:
-    """A model on the CPU, computing in fp32: a preset with seeded random weights ("untrained"), or
-    what a checkpoint folder holds.
+    """A model on the CPU, computing in fp32: a preset with seeded random weights ("untrained") and
+    its trained codec if it has one (`TRAINED_CODECS`), or what a checkpoint folder holds.
 
     Exactly one of preset and checkpoint. A folder that `save` wrote gives a family the runtime can
     step; a released Inkling folder gives an Inkling, its trunk and audio tower: it has no depth
@@ -120,6 +122,9 @@ def load(
     _check_memory(config)
     model = InteractionModel(config)
     model.reset_parameters(torch.Generator().manual_seed(seed))
+    if preset in TRAINED_CODECS:
+        trained = load_mimi(TRAINED_CODECS[preset], config=config.codec)
+        model.codec.load_state_dict(trained.decoder.state_dict())
     return InteractionFamily(model, tick_ms=tick_ms, tokenizer=_packaged_tokenizer(config))
 
 

@@ -22,6 +22,8 @@ TINY_CODEC = Path(__file__).with_name("tiny_codec.safetensors")
 """Trained weights of the codec of `interaction-tiny`, in kyutai's layout: read them with its sizes,
 `load_mimi(TINY_CODEC, config=preset("interaction-tiny").codec)`.
 """
+TRAINED_CODECS = {"interaction-tiny": TINY_CODEC}
+"""By preset: what it speaks with from the first; the others begin at random."""
 
 
 # Inkling-Small (spec/inkling.md 1.1) with the three ids more; the others differ where they say so.

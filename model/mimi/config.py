@@ -87,12 +87,12 @@ class MimiConfig:
             ratios=(6, 5, 5, 4),
             compress=1,
             dim=256,
-            num_layers=2,
+            num_layers=1,
             num_heads=4,
             ff_dim=512,
-            context=400,
-            num_codebooks=4,
-            codebook_size=1024,
+            context=40,
+            num_codebooks=2,
+            codebook_size=640,
             codebook_dim=128,
         )
 

@@ -16,6 +16,8 @@ from microturn.model.interaction import (
     preset,
     save,
 )
+from microturn.model.interaction.presets import TINY_CODEC
+from microturn.model.mimi import load_mimi
 
 
 def test_small_has_the_published_sizes() -> None:
@@ -71,7 +73,7 @@ def test_the_published_size_does_not_fit_here_and_says_so() -> None:
 def test_parts_that_do_not_fit_are_named() -> None:
     tiny = preset("interaction-tiny")
     depth = dataclasses.replace(tiny.depth, num_codebooks=3)
-    with pytest.raises(ValueError, match=r"depth.num_codebooks must be 4 here, got 3"):
+    with pytest.raises(ValueError, match=r"depth.num_codebooks must be 2 here, got 3"):
         dataclasses.replace(tiny, depth=depth)
 
 
@@ -82,6 +84,16 @@ def test_config_survives_json() -> None:
     broken = tiny.to_dict() | {"tongue": 1}
     with pytest.raises(ValueError, match="unknown fields"):
         InteractionConfig.from_dict(broken)
+
+
+def test_tiny_speaks_with_the_codec_that_ships() -> None:
+    """Whatever the seed; the rest of it follows the seed."""
+    one, other = (load(preset="interaction-tiny", seed=seed).model for seed in (0, 1))
+    shipped = load_mimi(TINY_CODEC, config=preset("interaction-tiny").codec).decoder
+    for name, value in shipped.state_dict().items():
+        assert torch.equal(one.codec.state_dict()[name], value), name
+        assert torch.equal(other.codec.state_dict()[name], value), name
+    assert not torch.equal(one.code_table, other.code_table)
 
 
 def test_saved_weights_load_again(tmp_path: Path) -> None:
