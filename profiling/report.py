@@ -18,10 +18,11 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   margin: 1.5rem auto; max-width: 60rem; padding: 0 1rem; }
-h2 { margin-top: 2.25rem; } a { color: var(--step); } nav a { margin-right: 1rem; }
+h1, p { overflow-wrap: anywhere; } h2 { margin-top: 2.25rem; } a { color: var(--step); }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; }
 :focus-visible { outline: 3px solid var(--emit); outline-offset: 2px; }
 .scroll { overflow-x: auto; }
-.figure { overflow-x: auto; } svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+.figure { overflow-x: auto; } svg { display: block; width: 100%; min-width: 42rem; height: auto; }
 svg text { font-size: 12px; fill: var(--ink); }
 .gather { fill: var(--gather); } .plan { fill: var(--plan); } .step { fill: var(--step); }
 .emit { fill: var(--emit); } .late { fill: var(--late); }
@@ -30,6 +31,8 @@ svg text { font-size: 12px; fill: var(--ink); }
 .line-step { stroke: var(--step); } .line-emit { stroke: var(--emit); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 caption { text-align: left; color: var(--soft); white-space: normal; padding-bottom: .4rem; }
+caption span { display: block; position: sticky; left: 0; width: max-content;
+  max-width: min(58rem, 100vw - 2rem); }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; font-weight: 600; }
 summary { cursor: pointer; }
@@ -130,7 +133,7 @@ def _table(table: Table) -> str:
     whole = _scrolls(
         "scroll",
         table.title,
-        f"<table><caption>{escape(table.note)}</caption>"
+        f"<table><caption><span>{escape(table.note)}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>",
     )
     if len(table.rows) <= LONG:

@@ -1,21 +1,16 @@
-"""The page, the Markdown and what they say; in a browser where there is one."""
+"""The page, the Markdown and what they say."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from microturn.profiling import figures, findings, report
 
 VOID = {"meta", "link", "line", "rect", "circle", "polyline", "br"}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class Page(HTMLParser):
@@ -154,20 +149,3 @@ def test_a_gpu_gets_its_strip() -> None:
     assert figures.strip(samples[:1]) == ""
     drawn = figures.strip(samples)
     assert "SwPowerCap" in drawn and drawn.count("<polyline") == 2
-
-
-def test_it_opens_in_a_browser(captured: dict[str, Any], tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    report.write(captured, tmp_path)
-    shot = tmp_path / "shot.png"
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr")
-    result = subprocess.run(
-        [browser, *options, f"--screenshot={shot}", (tmp_path / "report.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == 0 and shot.stat().st_size > 10_000
-    assert "CONSOLE" not in result.stderr
