@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from microturn.runtime.cli import background as asking
 from microturn.runtime.cli import events
 from microturn.runtime.cli.errors import OneLineErrors
 from microturn.runtime.cli.mode import Mode, check_options
@@ -45,6 +46,7 @@ TickMs = Annotated[int, typer.Option(help="Length of a tick, a multiple of 50 ms
 Seed = Annotated[int, typer.Option(help="Of the session's sampling and of random weights.")]
 Instructions = Annotated[str | None, typer.Option(help="Text the session starts with.")]
 Threads = Annotated[int, typer.Option(help="torch threads; one is fastest for the tiny preset.")]
+Background = Annotated[str | None, typer.Option(metavar="URL_OR_CALLABLE", help=asking.HELP)]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -97,6 +99,7 @@ def run(
     ] = None,
     instructions: Instructions = None,
     threads: Threads = 1,
+    background: Background = None,
     mode: Annotated[
         Mode,
         typer.Option(
@@ -137,7 +140,7 @@ def run(
     from microturn.runtime.cli.run import ModelOptions, RunOptions, run_recording
 
     options = RunOptions(
-        model=ModelOptions(preset, checkpoint, tick_ms, seed, threads),
+        model=ModelOptions(preset, checkpoint, tick_ms, seed, threads, background),
         speech=speech,
         video=video,
         fps=fps,
@@ -162,6 +165,7 @@ def talk(
         float | None, typer.Option(help="Stop after this long; else Ctrl-C stops.")
     ] = None,
     threads: Threads = 1,
+    background: Background = None,
     camera: Annotated[
         int | None, typer.Option(min=0, help="Show the model what /dev/video<N> sees.")
     ] = None,
@@ -174,7 +178,7 @@ def talk(
     from microturn.runtime.cli.run import ModelOptions
     from microturn.runtime.cli.talk import SoundDevice, talk_to
 
-    model = ModelOptions(preset, checkpoint, tick_ms, seed, threads)
+    model = ModelOptions(preset, checkpoint, tick_ms, seed, threads, background)
     talk_to(
         model,
         SoundDevice(),

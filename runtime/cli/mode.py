@@ -30,6 +30,7 @@ NOT_IN_TURN = {
     "realtime": "a turn has no ticks",
     "tail_ms": "a turn has no ticks",
     "dump": "a turn has no plans to replay",
+    "background": "a turn delegates nothing",
 }
 
 

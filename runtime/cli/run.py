@@ -12,6 +12,7 @@ from rich.console import Console
 
 from microturn.runtime import machine
 from microturn.runtime.cli.audio import Recording, level, read_recording, write_wav
+from microturn.runtime.cli.background import load_background
 from microturn.runtime.cli.converse import Player, Script, play_fast, play_real, script
 from microturn.runtime.cli.errors import UsageError, usage_errors
 from microturn.runtime.cli.events import load_events
@@ -33,13 +34,14 @@ SILENCE = Recording(np.zeros(0, np.float32), 16_000)
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model, at which tick; a preset unless a checkpoint is given."""
+    """Which model, at which tick, and whom it asks; a preset unless a checkpoint is given."""
 
     preset: str | None
     checkpoint: Path | None
     tick_ms: int
     seed: int
     threads: int = 1
+    background: str | None = None
 
     def runtime(self, clock: Clock, *, dump: Path | None = None) -> Runtime:
         """A warm runtime for one session; its clock thread does not run yet.
@@ -51,6 +53,7 @@ class ModelOptions:
 
         if self.preset is not None and self.checkpoint is not None:
             raise UsageError("give --preset or --checkpoint, not both")
+        asked = None if self.background is None else load_background(self.background)
         with usage_errors(OSError, MemoryError):
             return Runtime(
                 model=self._checkpoint(),
@@ -66,6 +69,7 @@ class ModelOptions:
                 dump=None if dump is None else str(dump),
                 clock=clock,
                 start=False,
+                background=asked,
             )
 
     def _checkpoint(self) -> ModelFamily | None:
