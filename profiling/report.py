@@ -18,7 +18,8 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   margin: 1.5rem auto; max-width: 60rem; padding: 0 1rem; }
-h1, p { overflow-wrap: anywhere; } h2 { margin-top: 2.25rem; } a { color: var(--step); }
+h1 { font-size: clamp(1.3rem, 5vw, 2rem); overflow-wrap: anywhere; }
+h2 { margin-top: 2.25rem; } a { color: var(--step); }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; }
 :focus-visible { outline: 3px solid var(--emit); outline-offset: 2px; }
 .scroll { overflow-x: auto; }
@@ -76,7 +77,7 @@ def html(profile: Profile) -> str:
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         '<a class="skip" href="#main">Skip to the report</a>'
-        f"<header><h1>{escape(title)}</h1><p>{escape(profile['device'])}, "
+        f"<header><h1>{escape(title).replace(',', ',<wbr>')}</h1><p>{escape(profile['device'])}, "
         f'{escape(profile["date"])}</p><nav aria-label="Sections">{links}</nav></header>'
         f'<main id="main">{body}</main></body></html>\n'
     )

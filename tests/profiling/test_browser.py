@@ -105,7 +105,7 @@ def test_what_is_wrong_would_be_seen(page: Browser, tmp_path: Path) -> None:
     svg = "<section><h2>{}</h2><div class=figure><svg viewBox='0 0 720 50'>{}</svg></div></section>"
     path.write_text(
         "<!doctype html><link rel='icon' href='data:,'><script>console.error('planted')</script>"
-        "<img src='http://127.0.0.1:9/none.png'><p style='width: 1200px'>"
+        "<img src='http://127.0.0.1:9/none.png'><p style='width: 1200px'>wide</p>"
         + svg.format("Blank", "")
         + svg.format("Cut", "<rect width='90' height='40' x='700'/>")
     )

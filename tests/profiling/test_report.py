@@ -10,7 +10,7 @@ import numpy as np
 
 from microturn.profiling import figures, findings, report
 
-VOID = {"meta", "link", "line", "rect", "circle", "polyline", "br"}
+VOID = {"meta", "link", "line", "rect", "circle", "polyline", "wbr"}
 
 
 class Page(HTMLParser):

@@ -20,10 +20,19 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-extensions "
-    "--disable-background-networking --disable-component-update --disable-sync --mute-audio "
-    "--hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
 SECONDS = 60.0
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowRight": 39}
 CHARACTERS = {"Enter": "\r", " ": " "}
