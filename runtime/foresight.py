@@ -78,13 +78,18 @@ class Foresight:
         )
 
     def calibrate(self, engine: Engine, num_slots: int) -> None:
+        """Measures, where somebody is going to ask."""
+        self._engine = engine
+        if self.active:
+            self.measure(num_slots)
+
+    def measure(self, num_slots: int) -> None:
         """Times ticks of 1, 2, 4 ... sessions on slots that hold none, their windows full where the
         engine can pretend that; as far as they fit the period. The slots are as good as new
         afterwards: a new tenant's first tick resets its own.
         """
-        self._engine = engine
-        if not self.active:
-            return
+        engine = self._engine
+        assert engine is not None, "calibrate comes first"
         ages = isinstance(engine, AgesSlots)
         for sessions in doubling(num_slots):
             young, old = self._time(engine, sessions, aged=ages)
