@@ -16,7 +16,7 @@ pytest.importorskip("pocketsphinx")
 
 from microturn.bench.interactivity.recogniser import Recogniser
 from microturn.bench.interactivity.vocabulary import SPOKEN
-from microturn.bench.training import batched, codec, codec_eval
+from microturn.bench.training import batched, codec, codec_eval, speaking
 from microturn.bench.training.codec import Recipe, Training, train
 from microturn.bench.training.linear_start import components, start_linear
 from microturn.bench.training.losses import distance
@@ -180,6 +180,8 @@ def test_the_score_tells_speech_from_noise() -> None:
     same, noisy = (codec_eval.score(_Through(n), listener, "own", 2) for n in (0.0, 1.0))  # type: ignore[arg-type]
     assert same.words == 10 and same.original == same.decoded == same.kept == 100
     assert 70 < same.low < same.high <= 100 and not same.mistaken
+    assert same.by_type == 100 and same.types == 3
+    assert noisy.types == 3 and noisy.by_type < 50 and noisy.high < noisy.type_high
     assert noisy.original == 100 and noisy.decoded < 50 and noisy.mistaken
 
 
@@ -194,3 +196,16 @@ def test_the_shipped_codec_is_understood(monkeypatch: pytest.MonkeyPatch) -> Non
     books = mimi.decoder.codebooks.tables.roll(-1, 1)
     assert codec_eval.score(mimi, listener, "own", 1).decoded <= 40
     assert TINY_CODEC.stat().st_size < 7e6
+
+
+def test_codes_of_the_shipped_codec_are_numbers_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model has learnt them: another decoder may take its place, other codes may not."""
+    monkeypatch.setattr(speaking, "SPOKEN", WORDS[:2])
+    mimi = load_mimi(TINY_CODEC, config=preset("interaction-tiny").codec)
+    said = speaking.voicing(mimi)
+    first, second = (said.words[i].amax(1) for i in (1, 2))
+    assert said.silence.tolist() == [639, 639]
+    assert first[0] == 0 and first[:-1].diff().eq(1).all()
+    assert second[0] == first[-2] + 1 and second[:-1].diff().eq(1).all()
+    mimi.decoder.codebooks.tables.copy_(mimi.decoder.codebooks.tables.roll(1, 1))
+    assert speaking.voicing(mimi).silence.tolist() != [639, 639]
