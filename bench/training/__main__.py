@@ -11,8 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from microturn.bench.training import model as joint
 from microturn.bench.training.codec import Recipe, Training, train
 from microturn.bench.training.codec_eval import evaluate
+from microturn.bench.training.curriculum import Recipe as ModelRecipe
+from microturn.bench.training.lexicon import Lexicon
+from microturn.bench.training.speaking import voicing
+from microturn.model.interaction import InteractionFamily, load_family, save
 from microturn.model.interaction.presets import TINY_CODEC, preset
 from microturn.model.mimi import load_mimi, save_mimi
 from microturn.runtime.cli.errors import OneLineErrors
@@ -76,6 +81,38 @@ def codec_eval(
     else:
         mimi = load_mimi(path, config=preset("interaction-tiny").codec)
     print(json.dumps(evaluate(mimi, utterances), indent=2))
+
+
+@app.command()
+def model(
+    folder: Folder,
+    until: Annotated[int | None, typer.Option(min=1, help="Stop there, to go on later.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and scenes.")] = ModelRecipe.seed,
+    batch: Annotated[int, typer.Option(min=1, help="Scenes a step.")] = ModelRecipe.batch,
+    weights: Annotated[
+        Path | None, typer.Option(help="Write a checkpoint here, as fp16, when it stops.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Train the model on scenes, or go on with it. The codec stays as it is."""
+    torch.set_num_threads(threads)
+    recipe = ModelRecipe(seed=seed, batch=batch)
+    mimi = load_mimi(TINY_CODEC, config=preset("interaction-tiny").codec)
+    family = load_family("interaction-tiny", seed=seed)
+    assert isinstance(family, InteractionFamily) and family.tokenizer is not None
+    training = joint.Training(family.model, recipe, Lexicon(family.tokenizer, family.listen_id))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("model", total=recipe.steps)
+
+        def show(step: int, line: dict[str, float]) -> None:
+            stage = recipe.at(step - 1)[0].name
+            heard, said = line.get("heard_right", -1), line.get("said_right", -1)
+            bar.update(task, completed=step, description=f"{stage} {heard:.2f} {said:.2f}")
+
+        joint.train(training, folder, voicing(mimi), until=until, progress=show)
+    if weights is not None:
+        save(family, weights)
 
 
 if __name__ == "__main__":

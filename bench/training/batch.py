@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from microturn.bench.training.script import TICK_SLOTS, Script
+from microturn.kernels.rows import RowBatch
 from microturn.model.interaction.model import InteractionModel
 from microturn.runtime.image_input import to_patches
 
@@ -93,9 +94,9 @@ def _patches(script: Script, ticks: int) -> Tensor:
     return torch.from_numpy(np.stack(made))
 
 
-def embed(model: InteractionModel, batch: Batch) -> Tensor:
-    """[N, K * R, H], R rows a tick: the last output fed back, a patch if any, two slots of audio,
-    the first output fed back.
+def embed(model: InteractionModel, batch: Batch) -> tuple[Tensor, RowBatch]:
+    """[T, H] and what its rows are: a line a script, R rows a tick: the last output fed back, a
+    patch if any, two slots of audio, the first output fed back.
     """
     config = model.config
     n, slots = batch.text.shape
@@ -104,18 +105,28 @@ def embed(model: InteractionModel, batch: Batch) -> Tensor:
     start = torch.full_like(batch.text[:, :1], config.start_id)
     text = torch.cat([start, batch.text], 1)[:, :-1]
     codes = torch.cat([nothing, batch.codes], 1)[:, :-1]
-    fed = model.embed_feedback(text.flatten(), codes.flatten(0, 1)).view(n, ticks, TICK_SLOTS, -1)
-    heard = model.audio(batch.bins.flatten(0, 1)).view(n, ticks, TICK_SLOTS, -1)
-    rows = [fed[:, :, :1], heard, fed[:, :, 1:]]
+    real = batch.real[:, ::TICK_SLOTS]
+
+    def by_tick(x: Tensor) -> Tensor:
+        return x.unflatten(1, (ticks, -1))[real]
+
+    fed_text, fed_codes = by_tick(text), by_tick(codes)
+    fed = model.embed_feedback(fed_text.flatten(), fed_codes.flatten(0, 1))
+    fed = fed.view(*fed_text.shape, -1)
+    bins = by_tick(batch.bins)
+    rows = [fed[:, :1], model.audio(bins.flatten(0, 1)).view(*bins.shape[:2], -1), fed[:, 1:]]
     if batch.patches is not None:
         assert model.visual is not None
-        seen = model.visual(batch.patches.flatten(0, 1)).view(n, ticks, 1, -1)
-        rows.insert(1, seen)
-    return torch.cat(rows, 2).flatten(1, 2)
+        rows.insert(1, model.visual(batch.patches[real])[:, None])
+    x = torch.cat(rows, 1)
+    counts = [int(count) * x.shape[1] for count in real.sum(1)]
+    return x.flatten(0, 1), RowBatch.build(range(n), counts, [0] * n)
 
 
 def outputs(hidden: Tensor, batch: Batch) -> Tensor:
-    """hidden [N, K * R, H] of `embed`'s rows -> [N, 2K, H]: the rows that predict slots."""
-    n, slots = batch.text.shape
-    by_tick = hidden.view(n, slots // TICK_SLOTS, -1, hidden.shape[-1])
-    return by_tick[:, :, -TICK_SLOTS:].flatten(1, 2)
+    """hidden [T, H] of `embed`'s rows -> [M, H]: the rows that predict slots, those of
+    `batch.real` in order.
+    """
+    ticks = int(batch.real.sum()) // TICK_SLOTS
+    by_tick = hidden.view(ticks, -1, hidden.shape[-1])
+    return by_tick[:, -TICK_SLOTS:].flatten(0, 1)

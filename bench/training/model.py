@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from microturn.bench.training.balance import Balance
@@ -73,11 +73,15 @@ class Training:
         measured = {name: float(torch.as_tensor(v).detach()) for name, v in found._asdict().items()}
         return measured | {"norm": float(norm), "crowded": crowded}
 
+    def _learnt(self) -> dict[str, Tensor]:
+        state = self.model.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith("codec.")}
+
     def save(self, path: Path) -> None:
-        """Everything that `load` needs, written whole or not at all."""
+        """Everything that `load` needs, written whole or not at all; the codec is not in it."""
         state = {
             "step": self.step,
-            "model": self.model.state_dict(),
+            "model": self._learnt(),
             "guides": self.guides.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
@@ -89,7 +93,7 @@ class Training:
         """Goes on from there. Raises FileNotFoundError."""
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(self.model.state_dict() | state["model"])
         self.guides.load_state_dict(state["guides"])
         self.optimiser.load_state_dict(state["optimiser"])
 
@@ -122,14 +126,15 @@ def train(
     saved, lines = time.monotonic(), []
     with (folder / "log.jsonl").open("a") as log:
         for step, made in loader:
-            lines.append(training.advance(made, voicing))
+            measured = training.advance(made, voicing)
+            lines.append(measured)
             if (step + 1) % LOG_STEPS == 0:
                 stage = training.recipe.at(step)[0].name
                 line = {"step": step + 1, "stage": stage, **_means(lines)}
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 lines = []
-            progress(step + 1, lines[-1] if lines else {})
+            progress(step + 1, measured)
             if time.monotonic() - saved > SAVE_SECONDS:
                 training.save(state)
                 saved = time.monotonic()

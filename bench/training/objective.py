@@ -13,7 +13,6 @@ from microturn.bench.interactivity.vocabulary import SPOKEN
 from microturn.bench.training.batch import Batch, embed, outputs
 from microturn.bench.training.lexicon import Lexicon
 from microturn.bench.training.script import HORIZONS
-from microturn.kernels.rows import RowBatch
 from microturn.model.interaction.model import InteractionModel
 
 
@@ -57,11 +56,8 @@ def losses(
     model: InteractionModel, guides: Guides, batch: Batch, weights: Weights, lexicon: Lexicon
 ) -> Losses:
     """Of one batch, teacher-forced."""
-    x = embed(model, batch)
-    n, length, _ = x.shape
-    rows = RowBatch.build(list(range(n)), [length] * n, [0] * n)
-    hidden = model.trunk(x.flatten(0, 1), None, rows).view(x.shape)
-    hidden = outputs(hidden, batch)[batch.real]
+    x, rows = embed(model, batch)
+    hidden = outputs(model.trunk(x, None, rows), batch)
     text, codes = batch.text[batch.real], batch.codes[batch.real]
     logits = model.trunk.logits(hidden)
     said = torch.isin(text, torch.tensor(list(lexicon.said.values())))

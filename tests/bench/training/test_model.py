@@ -20,7 +20,6 @@ from microturn.bench.training.curriculum import STAGES, Recipe, Stage, scripts
 from microturn.bench.training.lexicon import Lexicon
 from microturn.bench.training.model import Training, train
 from microturn.bench.training.script import HORIZONS, Script, script
-from microturn.kernels.rows import RowBatch
 from microturn.model.family import Sampling
 from microturn.model.interaction import load_family
 from microturn.model.interaction.model import InteractionModel
@@ -112,9 +111,8 @@ def test_teaching_rows_are_the_runtimes_rows(
 
 
 def taught(model: InteractionModel, batch: Batch) -> torch.Tensor:
-    x = embed(model, batch)
-    rows = RowBatch.build([0], [x.shape[1]], [0])
-    return outputs(model.trunk(x[0], None, rows)[None], batch)
+    x, rows = embed(model, batch)
+    return outputs(model.trunk(x, None, rows), batch)[None]
 
 
 def test_batches_do_not_mix_what_sees_and_what_does_not(lexicon: Lexicon, voicing: Voicing) -> None:
@@ -183,7 +181,7 @@ def test_stages_have_known_tasks_and_their_scenes_are_the_same_again(lexicon: Le
     recipe = Recipe(batch=2)
     stage, rate = recipe.at(0)
     assert stage.name == "hearing" and rate < recipe.rate
-    assert recipe.at(recipe.stages[0].steps)[0].name == "timing"
+    assert recipe.at(recipe.stages[0].steps)[0] is recipe.stages[1]
     pytest.importorskip("espeakng_loader")
     one, two = (scripts(recipe, 7, lexicon) for _ in range(2))
     assert all(np.array_equal(a.bins, b.bins) for a, b in zip(one, two, strict=True))
