@@ -39,8 +39,8 @@ class Voicing:
 class Batch(NamedTuple):
     """N scripts of K ticks, 2 K slots each; shorter ones are padded and `real` says where.
 
-    bins [N, 2K, mels], patches [N, K, 2, 40, 40, 3] int16 or None, text, due, pending [N, 2K],
-    codes [N, 2K, Q], real [N, 2K] bool
+    bins [N, 2K, mels], patches [N, K, 2, 40, 40, 3] int16 or None, text, due, pending,
+    hearing [N, 2K], codes [N, 2K, Q], real [N, 2K] bool
     """
 
     bins: Tensor
@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     codes: Tensor
     due: Tensor
     pending: Tensor
+    hearing: Tensor
     real: Tensor
 
 
@@ -78,6 +79,7 @@ def collate(scripts: Sequence[Script], voicing: Voicing, listen_id: int) -> Batc
         codes,
         stack("due"),
         stack("pending"),
+        stack("hearing"),
         real,
     )
 

@@ -69,8 +69,16 @@ class Lexicon:
     def other(self) -> int:
         return self.tokenizer.special_ids(OTHER)[0]
 
+    @cached_property
+    def classes(self) -> dict[str, int]:
+        """By heard word, from 1 on; the class after them is for every other word."""
+        return {word: 1 + i for i, word in enumerate(heard_words())}
+
     def heard_id(self, word: str) -> int:
         return self.heard.get(word, self.other)
+
+    def heard_class(self, word: str) -> int:
+        return self.classes.get(word, len(self.classes) + 1)
 
 
 def heard_token(word: str) -> str:

@@ -37,7 +37,7 @@ class Training:
         self.model, self.recipe, self.lexicon = model, recipe, lexicon
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(recipe.seed)
-            self.guides = Guides(model.config.trunk.hidden_size)
+            self.guides = Guides(model.config.trunk.hidden_size, len(lexicon.classes) + 2)
         self.balance = Balance(model)
         self.step = 0
         model.codec.requires_grad_(False)

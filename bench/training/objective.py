@@ -1,4 +1,4 @@
-"""What a step minimises: text, codes, and two guides that only training has."""
+"""What a step minimises: text, codes, and three guides that only training has."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ class Weights:
     said: float = 3.0
     due: float = 0.2
     pending: float = 0.2
+    hearing: float = 0.5
     depth: float = 0.5
     silence: float = 0.05
 
 
 class Guides(nn.Module):
-    """Heads that only training has: when the next word is due, and which it is."""
+    """Heads that only training has: when the next word is due, which it is, and what is heard."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, num_heard: int) -> None:
         super().__init__()
         self.due = nn.Linear(hidden_size, 1 + len(HORIZONS))
         self.pending = nn.Linear(hidden_size, 1 + len(SPOKEN))
+        self.hearing = nn.Linear(hidden_size, num_heard)
 
 
 class Losses(NamedTuple):
@@ -47,6 +49,7 @@ class Losses(NamedTuple):
     text: Tensor
     due: Tensor
     pending: Tensor
+    hearing: Tensor
     depth: Tensor
     heard_right: float
     said_right: float
@@ -66,11 +69,15 @@ def losses(
     by_text = _mean(F.cross_entropy(logits, text, reduction="none"), slot)
     due = F.cross_entropy(guides.due(hidden), batch.due[batch.real])
     pending = F.cross_entropy(guides.pending(hidden), batch.pending[batch.real])
+    word = batch.hearing[batch.real]
+    hearing = F.cross_entropy(guides.hearing(hidden), word, reduction="none")
+    hearing = _mean(hearing, torch.where(word > 0, 1.0, weights.listen))
     depth = _depth(model, hidden, text, codes, weights.silence)
-    total = by_text + weights.due * due + weights.pending * pending + weights.depth * depth
+    guided = weights.due * due + weights.pending * pending + weights.hearing * hearing
+    total = by_text + guided + weights.depth * depth
     with torch.no_grad():
         right = logits.argmax(-1) == text
-    return Losses(total, by_text, due, pending, depth, _share(right[heard]), _share(right[said]))
+    return Losses(total, by_text, due, pending, hearing, depth, _share(right[heard]), _share(right[said]))
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

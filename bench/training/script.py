@@ -36,6 +36,7 @@ class Script:
     since    [2 * K] int64, codec frames since that word began
     due      [2 * K] int64, class of HORIZONS until the next word is to be written
     pending  [2 * K] int64, 1 + index in SPOKEN of that word
+    hearing  [2 * K] int64, `Lexicon.heard_class` of the word that is being heard, 0 for none
     """
 
     bins: NDArray[np.uint8]
@@ -45,6 +46,7 @@ class Script:
     since: NDArray[np.int64]
     due: NDArray[np.int64]
     pending: NDArray[np.int64]
+    hearing: NDArray[np.int64]
 
     @property
     def ticks(self) -> int:
@@ -68,8 +70,10 @@ def script(scene: Scene, lexicon: Lexicon) -> Script:
         text[slot] = lexicon.said[want.word]
         word[slot + 1 :], since[slot + 1 :] = index, np.arange(slots - slot - 1)
         starts.append((slot, index))
+    hearing = np.zeros(slots, np.int64)
     for heard in scene.heard:
         slot = int(heard.end / SLOT) + NOTED
+        hearing[int(heard.start / SLOT) : slot] = lexicon.heard_class(heard.text)
         while slot < slots and text[slot] != lexicon.listen_id:
             slot += 1
         if slot < slots:
@@ -79,7 +83,8 @@ def script(scene: Scene, lexicon: Lexicon) -> Script:
     if scene.film is not None:
         frames = [scene.film.picture(k * TICK_SLOTS * SLOT) for k in range(ticks)]
         pictures = np.stack(frames)
-    return Script(bins.numpy().astype(np.uint8), pictures, text, word, since, due, pending)
+    made = bins.numpy().astype(np.uint8)
+    return Script(made, pictures, text, word, since, due, pending, hearing)
 
 
 def _ahead(

@@ -70,6 +70,8 @@ def test_words_are_written_a_tick_before_they_are_heard(lexicon: Lexicon) -> Non
         }
         or at[18] == lexicon.said["one"]
     )
+    count, other = lexicon.classes["count"], len(lexicon.classes) + 1
+    assert made.hearing[:19].tolist() == [0] * 2 + [count] * 7 + [other] * 9 + [0]
     one, two = (1 + SPOKEN.index(word) for word in ("one", "two"))
     assert made.word[18] == 0 and made.word[19] == one and made.since[21] == 2
     assert made.word[42] == one and made.word[43] == two and made.since[43] == 0
