@@ -19,6 +19,7 @@ from microturn.kernels.streaming_attention.layout import (
 )
 from microturn.kernels.streaming_attention.merge import NOTHING, merge
 from microturn.kernels.streaming_attention.rope import apply_rope
+from microturn.kernels.streaming_attention.whole import Visible, attend
 from microturn.kernels.tiles import TILE_ROWS, WIDTH, round_up
 
 
@@ -114,20 +115,6 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _by_key(rel: Tensor) -> Tensor:
-    """rel [..., T, E], a value by distance -> [..., T, T], the same value by key, zero where the
-    distance is negative or not below E.
-
-    Reversed, padded to width E + T and read again at width E + T - 1, each row moves one further
-    to the right than the row above.
-    """
-    length, extent = rel.shape[-2:]
-    padded = F.pad(rel.flip(-1), (0, length)).flatten(-2)
-    width = extent + length - 1
-    sheared = padded[..., : length * width].reshape(*rel.shape[:-1], width)
-    return sheared[..., extent - 1 :]
-
-
 def core(
     q: Tensor,
     k: Tensor,
@@ -136,37 +123,38 @@ def core(
     weights: AttentionWeights,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Masked softmax attention over whole sequences, differentiable, quadratic in T.
+    """Masked softmax attention over whole sequences, differentiable.
 
     q [..., T, H, D], k and v [..., T, Hkv, D], r [..., T, H, d_rel] or None, positions [..., T]
     int64 (from 0 on when None) -> [..., T, H, D], dtype of q.
     """
-    length, num_heads, head_dim = q.shape[-3:]
-    num_kv_heads = k.shape[-2]
     if positions is None:
-        positions = torch.arange(length, device=q.device)
+        positions = torch.arange(q.shape[-3], device=q.device)
     if weights.rope_theta is not None:
         q = apply_rope(q, positions, weights.rope_theta)
         k = apply_rope(k, positions, weights.rope_theta)
-    keys = _wide(k).transpose(-3, -2)
-    values = _wide(v).transpose(-3, -2)
-    queries = _wide(q).transpose(-3, -2) * weights.scale
-    by_kv_head = (*keys.shape[:-2], num_heads // num_kv_heads * length)
-    grouped = queries.reshape(*by_kv_head, head_dim)
-    logits = (grouped @ keys.transpose(-2, -1)).reshape(*queries.shape[:-1], length)
+    queries, relatives, bank = _wide(q) * weights.scale, None, None
     if r is not None and weights.rel_bank is not None:
-        bank = _wide(weights.rel_bank)[:, : min(_extent(weights), length)]
-        logits = logits + _by_key(_wide(r).transpose(-3, -2) @ bank)
+        relatives, bank = _wide(r), _wide(weights.rel_bank)[:, : _extent(weights)]
     tau = log_scale(positions, weights)
     if tau is not None:
-        logits = logits * tau[..., None, :, None]
-    index = torch.arange(length, device=q.device)
-    distance = index[:, None] - index
-    behind = (distance >= weights.window) & (index >= weights.num_sink_tokens)
-    hidden = (distance < 0) | behind
-    shares = logits.masked_fill(hidden, float("-inf")).softmax(-1)
-    mixed = (shares.reshape(*by_kv_head, length) @ values).reshape(queries.shape)
-    return mixed.transpose(-3, -2).to(q.dtype)
+        by_row = tau[..., None, None].to(queries.dtype)
+        queries = queries * by_row
+        relatives = None if relatives is None else relatives * by_row
+    y = attend(
+        _flat(queries),
+        _flat(_wide(k)),
+        _flat(_wide(v)),
+        None if relatives is None else _flat(relatives),
+        bank,
+        Visible(weights.window, weights.num_sink_tokens),
+    )
+    return y.view(q.shape).to(q.dtype)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[..., T, H, D] -> [N, T, H, D]."""
+    return x.reshape(-1, *x.shape[-3:])
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from microturn.kernels.streaming_attention.cases import CASES, AttentionCase, ma
 from microturn.kernels.streaming_attention.layout import build_parts
 from microturn.kernels.streaming_attention.reference import core
 from microturn.kernels.streaming_attention.rope import apply_rope
+from microturn.kernels.streaming_attention.whole import BLOCK
 from microturn.kernels.testing import assert_bitwise_equal, assert_close, error_ratio
 
 MAX_ROWS = 56
@@ -443,7 +444,7 @@ def test_without_state_every_line_starts_from_nothing() -> None:
 
 def test_gradients_are_right_and_stay_inside_a_line() -> None:
     weights = AttentionWeights(4, 0.3, None, log_floor=2, log_alpha=0.3, rope_theta=100.0)
-    shapes = [(2, 6, 4, 8), (2, 6, 2, 8), (2, 6, 2, 8), (2, 6, 4, 3), (3, 3)]
+    shapes = [(2, 5, 2, 4), (2, 5, 1, 4), (2, 5, 1, 4), (2, 5, 2, 3), (3, 3)]
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
 
     def run(q: Tensor, k: Tensor, v: Tensor, r: Tensor, table: Tensor) -> Tensor:
@@ -459,6 +460,43 @@ def test_gradients_are_right_and_stay_inside_a_line() -> None:
     for leaf in leaves:
         assert leaf.grad is not None
         assert not leaf.grad[:5].any() and bool(leaf.grad[5:].any())
+
+
+def quadratic(
+    q: Tensor, k: Tensor, v: Tensor, r: Tensor, weights: AttentionWeights, table: Tensor
+) -> Tensor:
+    """One sequence, every logit at once, by plain autograd."""
+    length, num_heads, _ = q.shape
+    k, v = (x.repeat_interleave(num_heads // x.shape[1], 1) for x in (k, v))
+    position = torch.arange(length)
+    distance = position[:, None] - position
+    in_window = distance < weights.window
+    biased = in_window & (distance >= 0) & (distance < table.shape[1])
+    bias = torch.einsum("ihr,rij->hij", r, table[:, distance.clamp(0, table.shape[1] - 1)])
+    logits = weights.scale * torch.einsum("ihd,jhd->hij", q, k) + bias * biased
+    seen = (distance >= 0) & (in_window | (position < weights.num_sink_tokens))
+    shares = logits.masked_fill(~seen, -math.inf).softmax(-1)
+    return torch.einsum("hij,jhd->ihd", shares, v)
+
+
+@pytest.mark.parametrize(("window", "extent", "sinks"), [(40, 25, 0), (130, 90, 0), (30, 50, 70)])
+def test_gradients_of_blocks_are_those_of_all_logits_at_once(
+    window: int, extent: int, sinks: int
+) -> None:
+    length = 2 * BLOCK + 9
+    weights = AttentionWeights(window, 0.3, num_sink_tokens=sinks)
+    shapes = [(length, 4, 8), (length, 2, 8), (length, 2, 8), (length, 4, 3), (3, extent)]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    *x, table = inputs
+    got = core(*x, replace(weights, rel_bank=table))
+    want = quadratic(*x, weights, table)
+    assert_close(got, want, 1e-12)
+    slope = torch.randn_like(got)
+    wanted = torch.autograd.grad(want, inputs, slope)
+    for mine, theirs in zip(torch.autograd.grad(got, inputs, slope), wanted, strict=True):
+        assert_close(mine, theirs, 1e-12)
+    narrower = core(*x, replace(weights, rel_bank=table, window=window - 1))
+    assert float((narrower - want).abs().max()) > 1e-4
 
 
 def test_half_precision_arenas_round_only_what_is_kept() -> None:
