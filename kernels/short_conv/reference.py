@@ -10,6 +10,7 @@ from torch import Tensor
 
 from microturn.kernels.arena import ArenaSpec, Ring, ring_capacity
 from microturn.kernels.rows import RowBatch
+from microturn.kernels.short_conv.whole import convolve_whole
 
 
 def short_conv_spec(
@@ -87,7 +88,9 @@ def short_conv_reference(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `short_conv`."""
-    if state is None:
+    if state is None and rows.run_rows.shape[0] == rows.num_rows:
+        y = convolve_whole(x, weights, rows)
+    elif state is None:
         y = torch.zeros_like(x)
         for index in rows.equal_lines:
             flat = index.reshape(-1)

@@ -13,6 +13,7 @@ from microturn.kernels.rows import RowBatch
 from microturn.kernels.short_conv import short_conv, short_conv_spec
 from microturn.kernels.short_conv.cases import CASES, ShortConvCase, make_inputs
 from microturn.kernels.short_conv.reference import core
+from microturn.kernels.short_conv.whole import convolve_whole
 from microturn.kernels.testing import assert_bitwise_equal, assert_close, error_ratio
 
 C, K = 32, 4
@@ -178,3 +179,23 @@ def test_out_is_used() -> None:
     out = torch.empty_like(x)
     assert short_conv(x, weights, state, rows, out=out) is out
     assert_bitwise_equal(out, short_conv(x, weights, state, rows))
+
+
+def test_packed_lines_have_the_values_and_gradients_of_each_alone() -> None:
+    draw = torch.Generator().manual_seed(4)
+    counts = [5, 1, 3, 2]
+    rows = RowBatch.build(range(4), counts, [0] * 4)
+    x = torch.randn(sum(counts), 6, generator=draw).requires_grad_()
+    weights = torch.randn(6, 4, generator=draw).requires_grad_()
+    up = torch.randn(sum(counts), 6, generator=draw)
+    alone = torch.cat([core(line, weights) for line in x.split(counts)])
+    packed = convolve_whole(x, weights, rows)
+    assert_close(packed, alone, 1e-6)
+    for got, truth in zip(
+        torch.autograd.grad(packed, (x, weights), up),
+        torch.autograd.grad(alone, (x, weights), up),
+        strict=True,
+    ):
+        assert_close(got, truth, 1e-5)
+    whole = RowBatch.build([0], [sum(counts)], [0])
+    assert not torch.allclose(convolve_whole(x, weights, whole), alone)
