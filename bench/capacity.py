@@ -9,24 +9,38 @@ one less is tried. A row for each number measured adds to schema 1:
 step_ms_p50, step_ms_p99, step_ms_p999, step_ms_max (the model's part of a tick), took_ms_p50 and
 took_ms_p99 (from when a tick was due until its outputs were out), ticks (grid points with
 sessions), misses (late or skipped), miss_rate_upper95 (one-sided, exact), sessions, clock (fast or
-real), holds, slack_ms_min, wake_ms_p99, ended (sessions that ended by themselves); busy_ms_p50 and
-busy_ms_p99 (a tick from its beginning until its outputs were out), and what admission says of the
-same: predicted_ms_p50 and predicted_ms_p99 from what was measured before this row, null before
-anything was; fitted_ms_p50 and fitted_ms_p99 from all rows. meta.capacity is the answer.
+real; a run on the real clock ends as soon as it has missed too many ticks), holds, slack_ms_min,
+wake_ms_p99, ended (sessions that ended by themselves); busy_ms_p50 and busy_ms_p99 (a tick from its
+beginning until its outputs were out), and what admission says of the same: predicted_ms_p50 and
+predicted_ms_p99 from what was measured before this row, null before anything was; fitted_ms_p50 and
+fitted_ms_p99 from all rows. meta.capacity is the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from microturn.bench import schema
 from microturn.bench.system import System, Told, join
-from microturn.bench.traffic import MS, counts, step_times
+from microturn.bench.traffic import MS, Traffic, counts, step_times
 from microturn.runtime.admission import Load, TickPredictor
 from microturn.runtime.cli.report import spread
 
 Row = dict[str, Any]
+
+
+class Effort(NamedTuple):
+    """Ticks on the real clock, and flat out at each number."""
+
+    ticks: int
+    probe_ticks: int
+
+
+QUICK = Effort(300, 60)
+
+LOOK_EVERY = 50
+"""Ticks on the real clock between two looks at what was missed."""
 
 
 def document(
@@ -47,6 +61,7 @@ def document(
 
     def fits(sessions: int) -> bool:
         if sessions not in fast:
+            told(f"{sessions} sessions: {probe_ticks} ticks flat out ...")
             fast[sessions] = probe(system, sessions, probe_ticks, margin_ms, seen)
             told(line(fast[sessions]))
         return bool(fast[sessions]["holds"])
@@ -54,6 +69,10 @@ def document(
     largest = bisect(fits, most)
     real: list[Row] = []
     for sessions in range(largest, 0, -1) if confirm else ():
+        told(
+            f"{sessions} sessions: {ticks * system.tick_ms / 1000:.0f} s on the real clock, "
+            f"less if ticks are missed ..."
+        )
         row = confirmed(system, sessions, ticks, miss_rate, seen)
         told(line(row))
         real.append(row)
@@ -96,12 +115,22 @@ def confirmed(
     system: System, sessions: int, ticks: int, miss_rate: float, seen: TickPredictor
 ) -> Row:
     """The same on the real clock."""
-    row = _measured(system, sessions, ticks, seen, real=True)
+    most = int(miss_rate * ticks)
+    row = _measured(system, sessions, ticks, seen, real=True, most=most)
     row["holds"] = row["misses"] <= miss_rate * row["ticks"] and not row["ended"]
     return row
 
 
-def _measured(system: System, sessions: int, ticks: int, seen: TickPredictor, *, real: bool) -> Row:
+def _measured(
+    system: System,
+    sessions: int,
+    ticks: int,
+    seen: TickPredictor,
+    *,
+    real: bool,
+    most: int | None = None,
+) -> Row:
+    """most: misses after which the run has shown what it can."""
     load = Load(sessions, sessions * system.rows)
     foreseen = _said(seen, load, "predicted")
     traffic = system.traffic(sessions, real=real)
@@ -112,7 +141,10 @@ def _measured(system: System, sessions: int, ticks: int, seen: TickPredictor, *,
         traffic.turn()
         traffic.begin()
         first, before = len(traffic.steps), traffic.mark()
-        traffic.run_ticks(ticks)
+        if most is None:
+            traffic.run_ticks(ticks)
+        else:
+            _run_until_missed(traffic, ticks, most)
         busy = [ns for _, ns in runtime.foresight.predictor.ticks(sessions)][-ticks:]
         for ns in busy:
             seen.observe(load, ns)
@@ -130,6 +162,16 @@ def _measured(system: System, sessions: int, ticks: int, seen: TickPredictor, *,
             "ended": len(traffic.finished),
             "note": "hears seeded noise, windows full" if aged else "hears seeded noise",
         }
+
+
+def _run_until_missed(traffic: Traffic, ticks: int, most: int) -> None:
+    """So many ticks, or fewer when more than `most` were missed before."""
+    before, left = traffic.mark(), ticks
+    while left > 0:
+        traffic.run_ticks(min(left, LOOK_EVERY))
+        left -= LOOK_EVERY
+        if counts(before, traffic.mark())["misses"] > most:
+            return
 
 
 def _said(seen: TickPredictor, load: Load, name: str) -> Row:

@@ -44,14 +44,19 @@ def capacity(
     confirm: Annotated[
         bool, typer.Option("--confirm/--fast", help="On the real clock, or not.")
     ] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="In about a minute: fewer ticks, a weaker bound.")
+    ] = False,
     seed: Seed = 0,
     threads: Threads = 1,
     chart: Chart = None,
     out: Out = None,
 ) -> None:
     """Find the largest number of sessions that this machine holds at a tick and a miss rate."""
-    from microturn.bench.capacity import document
+    from microturn.bench.capacity import QUICK, document
 
+    if quick:
+        ticks, probe_ticks = min(ticks, QUICK.ticks), min(probe_ticks, QUICK.probe_ticks)
     made = document(
         _system(preset, checkpoint, tick_ms, window, device, dtype, seed, threads),
         ticks=ticks,
@@ -124,10 +129,18 @@ def load(
         "misses": "misses",
         "miss_rate_upper95": "rate <=",
         "late_session_ticks": "late",
+        "late_sessions": "who",
         "session_ticks": "of",
         "served": "served",
     }
     _show(made, columns)
+    row = made["rows"][-1]
+    typer.echo(
+        f"{row['offered']} sessions came, {row['refused']} were refused; of the {row['admitted']} "
+        f"admitted {row['late_sessions']} were late at some tick; {row['served']:.1%} of all that "
+        f"was asked for was given in time, refused sessions included; "
+        f"{'holds' if row.get('holds') else 'does not hold'}"
+    )
     _finish(made, chart, out)
 
 
@@ -168,7 +181,8 @@ def soak(
     _show(made, columns)
     row = made["rows"][-1]
     typer.echo(
-        f"last minute over first: {row['tail_over_head']:.3f}; memory grew by "
+        f"last minute over first: {row['tail_over_head']:.3f} (steps {row['step_ratio']:.3f}, by "
+        f"the host's own {row['host_ratio'] or 1:.3f}); memory grew by "
         f"{row['rss_growth_mb']:.1f} MB; drift {row['drift_ms_max']:.0f} ms; "
         f"{'holds' if row['holds'] else 'does not hold'}"
     )

@@ -7,11 +7,13 @@ the part of all ticks asked for, by admitted and refused alike, that was given i
 each stage and one for all:
 
 offered (sessions that came), admitted, refused (by reason in refused_for), ended (admitted sessions
-that ended before their owner left), sessions (most live at once), ticks, misses,
-miss_rate_upper95, session_ticks, late_session_ticks, worst_run (most late ticks in a row of a
-session), served, missed_pushes (audio the clients themselves did not push in time), step_ms_*,
-took_ms_*; on the last row drift_ms_max (media time behind the clock, where a session ended) and
-first_ms_p50 and first_ms_p99 (from opening to the first output).
+that ended before their owner left), sessions (most live at once), ticks, misses, miss_rate_upper95,
+session_ticks, late_session_ticks, worst_run (most late ticks in a row of a session), late_sessions
+(admitted ones with a late tick or a skipped one), served, missed_pushes (audio the clients
+themselves did not push in time), step_ms_*, took_ms_*; on the last row holds (no tick was missed,
+so no admitted session was late once, and none ended before its owner left), drift_ms_max (media
+time behind the clock, where a session ended) and first_ms_p50 and first_ms_p99 (from opening to the
+first output).
 """
 
 from __future__ import annotations
@@ -171,6 +173,7 @@ def _row(
         "refused": refused.total(),
         "refused_for": dict(refused),
         "ended": sum(client.closed not in ("done", None) for client in clients),
+        "late_sessions": sum(bool(client.late or client.missed_ticks) for client in clients),
         "worst_run": max((client.worst_run for client in clients), default=0),
         "served": round(min(1.0, in_time / asked), 4) if asked else None,
         "missed_pushes": sum(client.missed_pushes for client in clients),
@@ -178,6 +181,7 @@ def _row(
     if stage == "all" and clients:
         firsts = [client.first_ms for client in clients if client.first_ms is not None]
         row |= spread(firsts, "first_ms", (50, 99)) if firsts else {}
+        row["holds"] = not (row["late_sessions"] or row["ended"] or row["misses"])
         row["drift_ms_max"] = round(max(client.drift_ms for client in clients), 3)
     return row
 

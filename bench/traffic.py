@@ -69,6 +69,11 @@ class Client:
     _first: tuple[int, int] | None = None
 
     @property
+    def missed_ticks(self) -> int:
+        """Ticks that passed without it."""
+        return self.session.stats.missed_ticks
+
+    @property
     def over(self) -> bool:
         return self.closed is not None
 

@@ -5,6 +5,7 @@ to: every answer is known.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from microturn.bench.chaos.echo import SHAPE, EchoEngine, EchoFamily
 from microturn.bench.cli import app
 from microturn.bench.system import System
 from microturn.bench.traffic import Heard, Step, Traffic, counts
+from microturn.bench.yardstick import Sample, Yardstick
 from microturn.runtime import Runtime, VirtualClock
 from microturn.runtime.lateness import COUNT_ONLY
 from microturn.runtime.machine import device_name, slug
@@ -142,6 +144,7 @@ def test_twice_the_load_leaves_the_admitted_in_time() -> None:
     assert stages[-1]["refused"] > stages[0]["refused"]
     assert sum(row["offered"] for row in stages) == total["offered"]
     assert total["missed_pushes"] == 0 and total["drift_ms_max"] < 100
+    assert total["holds"] and not any(row["late_sessions"] for row in made["rows"])
 
 
 def test_without_admission_by_time_the_same_load_is_late() -> None:
@@ -156,6 +159,7 @@ def test_without_admission_by_time_the_same_load_is_late() -> None:
     total = offered(always, most=20)["rows"][-1]
     assert total["refused"] < 10 and total["misses"] > 30
     assert total["late_session_ticks"] > 300 and total["worst_run"] > 5
+    assert total["late_sessions"] > 10 and not total["holds"]
 
 
 def test_a_soak_says_what_was_missed_and_what_grew() -> None:
@@ -172,6 +176,56 @@ def test_a_soak_says_what_was_missed_and_what_grew() -> None:
     old = System("echo", 100, 1000, echo(straight).make, window_ticks=600)
     with pytest.raises(ValueError, match="windows are full after 60 s: 1 minutes leave no time"):
         soak.document(old, sessions=1, minutes=1)
+
+
+@pytest.mark.parametrize(("slower", "holds"), [(1.2, True), (1.0, False)])
+def test_a_host_that_grows_slow_is_told_from_sessions_that_do(
+    slower: float, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps take a fifth more in the end: as the host's own work does, or not."""
+
+    class Host(Yardstick):
+        def __call__(self, now: int) -> None:
+            took = 2.0 if now < began + 45e9 else 2.0 * slower
+            self.samples.append(Sample(now, took))
+
+    monkeypatch.setattr(soak, "head_and_tail", lambda steps, skip, span: (20.0, 24.0))
+    system = echo(straight)
+    began = VirtualClock().now()
+    made = soak.document(system, sessions=1, minutes=1.5, host=Host(lambda: None))
+    row = made["rows"][-1]
+    assert (row["step_ratio"], row["host_ratio"], row["holds"]) == (1.2, slower, holds)
+    assert row["tail_over_head"] == pytest.approx(1.2 / slower)
+
+
+def test_the_yardstick_works_now_and_then_and_interruptions_do_not_count() -> None:
+    waits = iter([0.02, 0, 0, 0.02, 0] * 3)
+    host = Yardstick(lambda: time.sleep(next(waits)))
+    for now in range(0, 3 * 10**9, 10**7):
+        host(now)
+    assert [sample.at for sample in host.samples] == [0, 10**9, 2 * 10**9]
+    assert (host.ms(0, 10**9) or 99) < 20 and host.ms(5, 6) is None
+    real = Yardstick()
+    real(0)
+    assert 0 < real.samples[0].ms < 1000
+
+
+def test_a_run_that_has_missed_too_much_is_not_finished() -> None:
+    """Two in three steps are late on a clock that runs; three minutes of it would say no more."""
+    made = find(echo(lambda rows: 99 * MS), ticks=2000, margin_ms=0.0, most=1, probe_ticks=10)
+    assert made["meta"]["capacity"] == 1 and made["rows"][-1]["ticks"] == 2000
+    steps = 0
+
+    def stalls(rows: int) -> int:
+        nonlocal steps
+        steps += 1
+        return (99 if steps < 60 else 120) * MS
+
+    late = find(
+        echo(stalls, lateness=COUNT_ONLY), ticks=2000, margin_ms=0.0, most=1, probe_ticks=10
+    )
+    (real,) = [row for row in late["rows"] if row["clock"] == "real"]
+    assert not real["holds"] and real["misses"] and real["ticks"] <= 100
 
 
 def test_head_and_tail_leave_out_the_time_until_windows_are_full() -> None:
@@ -221,6 +275,7 @@ def test_documents_are_valid_and_can_be_drawn(suite: str, tmp_path: Path) -> Non
     ("arguments", "shows"),
     [
         (("capacity", "--ticks", "20", "--probe-ticks", "10"), "capacity: 8 sessions at 100 ms"),
+        (("capacity", "--quick"), "capacity: 8 sessions at 100 ms"),
         (("load", "--stage-s", "3", "--stages", "2", "--sessions", "8"), "stage=all"),
         (("soak", "--minutes", "0.2", "--sessions", "2"), "memory grew by"),
     ],
@@ -236,6 +291,14 @@ def test_the_commands_end_with_their_document(
     assert shows in result.stdout and chart.exists()
     document = json.loads(result.stdout.splitlines()[-1])
     assert document == json.loads(out.read_text()) and document["suite"] == arguments[0]
+    if arguments[0] == "capacity":
+        assert "8 sessions: " in result.stderr and "on the real clock" in result.stderr
+        wanted = 300 if "--quick" in arguments else 20
+        assert document["rows"][-1]["ticks"] == wanted
+    if arguments[0] == "load":
+        assert "were late at some tick" in result.stdout and "refused sessions included" in (
+            result.stdout
+        )
 
 
 def test_a_soak_that_is_too_short_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
