@@ -59,7 +59,8 @@ class OverlappedLoop(TickLoop):
         assert isinstance(engine, Launches)
         woke = self._clock.now()
         began = time.perf_counter_ns()
-        gathered = self._scheduler.gather()
+        flying = self._flying
+        gathered = self._scheduler.gather(flying.gathered.session_ids if flying else ())
         gathered_at = time.perf_counter_ns()
         plan, inputs = self._scheduler.plan(tick, grid.deadline(tick + 1), gathered.shares)
         planned_at = time.perf_counter_ns()
@@ -130,7 +131,7 @@ class OverlappedLoop(TickLoop):
         slack, sessions = self._emit(flying.plan, flying.gathered, stepped, took)
         emit = time.perf_counter_ns() - stepped_at
         timing = dataclasses.replace(flying.timing, step=took, emit=emit, slack=slack)
-        self._metrics.tick(timing, sessions)
+        self._metrics.tick(timing, sessions, stepped.experts)
         self._observe(flying.plan, took)
         self._recorded(flying.inputs, stepped)
         return slack < 0

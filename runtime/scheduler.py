@@ -150,14 +150,17 @@ class Scheduler:
         log.log(level, "session %s ended: %s", session_id, reason)
         self._on_end(seat, reason)
 
-    def gather(self) -> Gathered:
+    def gather(self, under_way: Collection[str] = ()) -> Gathered:
         """What each session brings to the next tick. It must be settled.
 
-        A session whose input cannot be taken is ended by it, alone.
+        A session whose input cannot be taken is ended by it, alone. under_way: sessions whose last
+        outputs are still to come; one that drains is not ended before.
         """
         shares, idle = [], []
         for seat in self.seats:
             if seat.inbox.draining and seat.inbox.drained(self._budget.sees):
+                if seat.session_id in under_way:
+                    continue
                 reason = CloseReason(CloseCode.CLOSED, "closed by its owner, its input heard")
                 self.end(seat.session_id, reason)
                 continue

@@ -21,11 +21,12 @@ from typing import Any
 
 from microturn.bench import schema
 from microturn.bench.chaos.ledger import Broken
-from microturn.bench.chaos.world import OVERFLOWS, Setting, World
+from microturn.bench.chaos.world import LOOPS, OVERFLOWS, Setting, World
 from microturn.bench.machine import meta
 
 SETTINGS = tuple(
-    Setting(0, input_overflow=given, output_overflow=made)
+    Setting(0, input_overflow=given, output_overflow=made, loop=loop)
+    for loop in LOOPS
     for given in OVERFLOWS
     for made in OVERFLOWS
 )
@@ -59,11 +60,17 @@ PLANNED = (
     "oversize_push",
     "wrong_rate",
     "nan_input",
+    "image_seen",
+    "image_replaced",
+    "image_flood",
+    "oversize_image",
     "step_stalled",
     "clock_jumped",
     "late",
     "degraded",
     "caught_up",
+    "overlapped",
+    "stepped_apart",
 )
 """Faults of which a full run must see LEAST each."""
 

@@ -32,6 +32,7 @@ class Ledger:
 
     given, heard, dropped, silence  samples
     hashes    of the first k ids told, by k
+    images    shown, in order: whether each is a still; replaced: frames that were never seen
     """
 
     def __init__(self, seed: int, base: int) -> None:
@@ -40,6 +41,9 @@ class Ledger:
         self.given = self.heard = self.dropped = self.silence = 0
         self.hashes = [0]
         self.known = 0
+        self.images: list[bool] = []
+        self.begun = self.stills = self.replaced = 0
+        self.last = -1
         self.outputs = self.lost = self.late = self.position = 0
         self.tick = -1
 
@@ -54,9 +58,22 @@ class Ledger:
         for token_id in ids:
             self.hashes.append(told(self.hashes[-1], token_id))
 
+    def show(self, still: bool) -> None:
+        self.images.append(still)
+
+    def _saw(self, images: int, stills: int, last: int, wrong: int) -> None:
+        if wrong:
+            raise Broken(f"images are seen whole and in order: {wrong}")
+        if not self.last <= last < len(self.images):
+            raise Broken(f"what is seen was shown: {last} of {len(self.images)}")
+        self.stills += sum(self.images[self.last + 1 : last + 1])
+        if stills != self.stills:
+            raise Broken(f"every still image is seen: {stills} of {self.stills}")
+        self.begun, self.last, self.replaced = images, last, last + 1 - images
+
     def check(self, output: Output) -> None:
         """Its next output. Raises Broken."""
-        heard, known, digest, seed = output.codes[0].tolist()
+        heard, known, digest, seed, *seen = output.codes[0].tolist()
         missing, dropped = round(output.inserted_silence_ms), round(output.dropped_ms)
         lost, count = output.dropped_outputs, SHAPE.input_samples - missing
         self.position += lost
@@ -82,6 +99,7 @@ class Ledger:
             raise Broken(f"audio is heard in order, and a gap is marked: {first, count, dropped}")
         if not self.known <= known < len(self.hashes) or digest != self.hashes[known]:
             raise Broken(f"context is told in order: {known} of {len(self.hashes) - 1}")
+        self._saw(*seen)
         self.heard, self.known, self.tick = heard, known, output.tick
         self.dropped += dropped
         self.silence += missing

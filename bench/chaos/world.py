@@ -1,7 +1,8 @@
 """Sessions that come, talk, misbehave and go, at random by one seed, and what must hold meanwhile.
 
 Promises checked exactly: a slot is free or one session's; accepted audio is heard in order or its
-loss is marked; context is told in order; deadline misses, skipped ticks and session ticks are what
+loss is marked; context is told in order; images are seen whole, in order, or were replaced by newer
+ones and counted; deadline misses, skipped ticks and session ticks are what
 the engine's own log says; nobody is ended by someone's coming; who is evicted came last where
 anybody came since lateness began; a session ends for its own fault only, with the reason it names.
 """
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from microturn.bench.chaos.echo import SHAPE, EchoEngine, EchoFamily
+from microturn.bench.chaos.echo import SHAPE, EchoEngine, EchoFamily, picture
 from microturn.bench.chaos.ledger import Ledger, need
 from microturn.runtime import (
     AudioError,
+    ImageError,
     QueueFull,
     Runtime,
     RuntimeFull,
@@ -37,6 +39,7 @@ PERIOD = SHAPE.tick_ms * MS
 MAX_STRIKES = 3
 PACKETS = (20, 100, 100, 200, 300)
 OVERFLOWS = ("drop_oldest", "close")
+LOOPS = ("plain", "overlapped")
 CALM = CloseCode.CLOSED
 
 
@@ -49,13 +52,18 @@ class Setting:
     input_overflow: str = "drop_oldest"
     output_overflow: str = "close"
     evict_after: int = 6
+    loop: str = "plain"
 
     @property
     def case(self) -> str:
         return (
-            f"preset=echo,S={self.slots},tick_ms={SHAPE.tick_ms},"
+            f"preset=echo,S={self.slots},tick_ms={SHAPE.tick_ms},loop={self.loop},"
             f"input={self.input_overflow},output={self.output_overflow}"
         )
+
+    @property
+    def overlapped(self) -> bool:
+        return self.loop == "overlapped"
 
 
 @dataclass(eq=False)
@@ -103,6 +111,8 @@ class World:
             input_queue_ms=500,
             output_queue_ticks=8,
             context_queue_rows=40,
+            image_queue_rows=20,
+            loop=setting.loop,
             input_overflow=setting.input_overflow,
             output_overflow=setting.output_overflow,
             max_step_failures=MAX_STRIKES,
@@ -267,11 +277,52 @@ class World:
         """The tick's misses, skips and lateness by the engine's log and the clock alone."""
         tick, calls = plan.tick, self.engine.calls
         need(tick == self.next_tick, "ticks stay on the grid", tick, self.next_tick)
+        periods = 1 + self.setting.overlapped
         if self.t0 is None:
-            self.t0 = plan.deadline - PERIOD
-        need(plan.deadline == self.t0 + (tick + 1) * PERIOD, "the grid is absolute", tick)
-        left, made, end = {row.session_id for row in plan.rows}, False, 0
+            self.t0 = plan.deadline - periods * PERIOD
+        need(plan.deadline == self.t0 + (tick + periods) * PERIOD, "the grid is absolute", tick)
         self.failed += sum(call.raised for call in calls)
+        self.idle += not plan.rows
+        late = self._overlapped(plan) if self.setting.overlapped else self._plain(plan)
+        now, self.next_tick = self.clock.now(), tick + 1
+        if now >= self.t0 + (tick + 2) * PERIOD:
+            self.next_tick = -(-(now - self.t0) // PERIOD)
+        self.passed = self.next_tick - tick
+        skipped = self.passed - 1
+        self.skipped += skipped
+        late = late or bool(skipped and plan.rows)
+        if late and not self.lateness:
+            self.since = tick
+        self.lateness = self.lateness + 1 if late else max(0, self.lateness - 1)
+        self.faults["late"] += late
+        for row in plan.rows:
+            client = self.clients.get(row.session_id)
+            if client is not None and client.joined is None:
+                client.joined = tick
+
+    def _overlapped(self, plan: TickPlan) -> bool:
+        """Counts the tick that was handed out, and the present one where it was stepped apart;
+        whether one of them was late.
+        """
+        before = [call for call in self.engine.calls if call.plan.tick != plan.tick]
+        apart = [call for call in self.engine.calls if call.plan.tick == plan.tick]
+        need(len(before) <= 1, "one tick is handed out", plan.tick)
+        late = any(call.end > call.plan.deadline for call in before)
+        self.ticks += len(before)
+        self.misses += late
+        self.faults["overlapped"] += len(before)
+        if apart:
+            made, after = any(not call.raised for call in apart), apart[-1].end > plan.deadline
+            self.ticks += made
+            self.misses += made and after
+            self.faults["stepped_apart"] += made
+            late = late or after
+        return late
+
+    def _plain(self, plan: TickPlan) -> bool:
+        """Counts the tick and what was caught up in it; whether it was late."""
+        tick, calls = plan.tick, self.engine.calls
+        left, made, end = {row.session_id for row in plan.rows}, False, 0
         for at, call in enumerate(calls):
             if not left:
                 need(
@@ -287,23 +338,8 @@ class World:
                 left -= {row.session_id for row in call.plan.rows}
         late = bool(plan.rows) and end > plan.deadline
         self.ticks += made
-        self.idle += not plan.rows
         self.misses += made and late
-        now, self.next_tick = self.clock.now(), tick + 1
-        if now >= plan.deadline + PERIOD:
-            self.next_tick = -(-(now - self.t0) // PERIOD)
-        self.passed = self.next_tick - tick
-        skipped = self.passed - 1
-        self.skipped += skipped
-        late = late or bool(skipped and plan.rows)
-        if late and not self.lateness:
-            self.since = tick
-        self.lateness = self.lateness + 1 if late else max(0, self.lateness - 1)
-        self.faults["late"] += late
-        for row in plan.rows:
-            client = self.clients.get(row.session_id)
-            if client is not None and client.joined is None:
-                client.joined = tick
+        return late
 
     def _check_ended(self, before: set[str], plan: TickPlan) -> None:
         evicted = []
@@ -337,7 +373,7 @@ class World:
         reason, stats = session.closed_reason, session.stats
         assert reason is not None
         self._after(client)
-        if "its input heard" in reason.detail:
+        if drained := "its input heard" in reason.detail:
             client.waiting = 0
         self.clients.pop(session.id)
         self.engine.faults.pop(session.id, None)
@@ -359,12 +395,23 @@ class World:
             stats.late_ticks,
             ledger.late,
         )
+        need(
+            bool(ledger.lost)
+            or 0 <= stats.replaced_images - ledger.replaced <= len(ledger.images) - ledger.last - 1,
+            "an image that is not seen was replaced, and counted",
+            stats.replaced_images,
+            ledger.replaced,
+        )
+        self.faults["image_seen"] += ledger.begun
+        self.faults["image_replaced"] += stats.replaced_images
         if stats.ticks == unread:
             heard = ledger.heard + round(stats.dropped_ms)
             need(heard <= ledger.given, "nothing is heard twice", heard, ledger.given)
             if client.waiting is not None:
+                # Of a session that is closed, the tick that is under way is lost.
+                most = SHAPE.input_samples * (self.setting.overlapped and not drained)
                 need(
-                    heard + client.waiting == ledger.given,
+                    0 <= ledger.given - heard - client.waiting <= most,
                     "no accepted audio is lost without a mark",
                     ledger.heard,
                     stats.dropped_ms,
@@ -380,6 +427,10 @@ class World:
         """Everybody leaves; the counts of the whole run are compared."""
         for client in list(self.clients.values()):
             self._close(client)
+        self.engine.calls.clear()
+        self.runtime._loop.drain()
+        self.ticks += len(self.engine.calls)
+        self.misses += sum(call.end > call.plan.deadline for call in self.engine.calls)
         need(
             self.runtime.free_slots == self.setting.slots, "no slot leaks", self.runtime.free_slots
         )
@@ -521,6 +572,41 @@ def _pauses(world: World, client: Client) -> None:
             world.faults["paused"] += 1
 
 
+def _shows(world: World, client: Client) -> None:
+    """A few frames of video, faster than they are looked at."""
+    patches = world.rng.randrange(1, 5)
+    for _ in range(world.rng.choice((1, 3))):
+        _show(world, client, patches, still=False)
+
+
+def _shows_stills(world: World, client: Client) -> None:
+    for _ in range(world.rng.choice((1, 5))):
+        _show(world, client, world.rng.randrange(1, 9), still=True)
+
+
+def _show(world: World, client: Client, patches: int, still: bool) -> None:
+    number = len(client.ledger.images)
+    try:
+        client.session.push_image(picture(number, patches, still), still=still)
+    except QueueFull:
+        world.faults["image_flood"] += 1
+    except SessionClosed:
+        pass
+    else:
+        client.ledger.show(still)
+
+
+def _shows_too_much(world: World, client: Client) -> None:
+    try:
+        client.session.push_image(picture(0, 8, False).repeat(3, 0))
+    except ImageError:
+        world.faults["oversize_image"] += 1
+    except SessionClosed:
+        pass
+    else:
+        need(False, "an image that no queue holds is refused", client.session.id)
+
+
 _DEEDS: dict[str, Deed] = {
     "row_raises": _row_raises,
     "row_raises_once": _row_raises_once,
@@ -532,6 +618,9 @@ _DEEDS: dict[str, Deed] = {
     "floods": _floods,
     "tells": _tells,
     "tells_too_much": _tells_too_much,
+    "shows": _shows,
+    "shows_stills": _shows_stills,
+    "shows_too_much": _shows_too_much,
     "oversize": _refused("oversize_push", np.zeros(501, np.float32), 1_000),
     "wrong_rate": _refused("wrong_rate", np.zeros(10, np.float32), float("nan")),
     "nan": _refused("nan_input", np.full(10, np.nan, np.float32), 1_000),

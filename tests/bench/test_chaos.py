@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from microturn.bench import schema
 from microturn.bench.chaos.__main__ import PLANNED, chaos
 from microturn.bench.chaos.ledger import Broken
-from microturn.bench.chaos.world import OVERFLOWS, Setting, World
+from microturn.bench.chaos.world import LOOPS, OVERFLOWS, Setting, World
 from microturn.bench.machine import meta
 from microturn.runtime import metrics, queues, scheduler
 from microturn.runtime.errors import CloseCode
@@ -58,9 +58,10 @@ def test_two_hundred_thousand_session_ticks_keep_every_promise() -> None:
         given_=st.sampled_from(OVERFLOWS),
         made_=st.sampled_from(OVERFLOWS),
         evict_after=st.integers(3, 8),
+        loop=st.sampled_from(LOOPS),
     )
-    def lives(seed: int, slots: int, given_: str, made_: str, evict_after: int) -> None:
-        world = live(Setting(seed, slots, given_, made_, evict_after), SESSION_TICKS)
+    def lives(seed: int, slots: int, given_: str, made_: str, evict_after: int, loop: str) -> None:
+        world = live(Setting(seed, slots, given_, made_, evict_after, loop), SESSION_TICKS)
         seen.update(world.faults)
         made[0] += world.session_ticks
 
@@ -71,11 +72,11 @@ def test_two_hundred_thousand_session_ticks_keep_every_promise() -> None:
 
 def test_the_row_says_what_happened_and_is_a_document() -> None:
     rows = chaos(3_000, seed=7)
-    assert [(row["violations"], row["worlds"]) for row in rows] == [(0, 1)] + [(0, 0)] * 3
+    assert [(row["violations"], row["worlds"]) for row in rows] == [(0, 1)] + [(0, 0)] * 7
     assert rows[0]["session_ticks"] >= 3_000 and rows[0]["faults"]["opened"] > 20
     assert rows[1]["seed"] == 1_000_007 and not rows[1]["faults"]
     schema.document("chaos", meta(threads=1), rows)
-    assert len({row["case"] for row in rows}) == 4
+    assert len({row["case"] for row in rows}) == 8
     assert not chaos(10**9, seed=0, minutes=0)[0]["worlds"]
     row = rows[0]
     with pytest.raises(schema.SchemaError, match="violations"):
@@ -110,9 +111,9 @@ def miscounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tick that ends within 40 ms of its deadline is called in time."""
     tick = metrics.Metrics.tick
 
-    def lenient(self: Any, timing: Any, sessions: int) -> None:
+    def lenient(self: Any, timing: Any, *rest: int) -> None:
         late = -40_000_000 < timing.slack < 0
-        tick(self, metrics.TickTiming(**{**vars(timing), "slack": 0}) if late else timing, sessions)
+        tick(self, metrics.TickTiming(**{**vars(timing), "slack": 0}) if late else timing, *rest)
 
     monkeypatch.setattr(metrics.Metrics, "tick", lenient)
 
@@ -154,6 +155,36 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler.Scheduler, "strike", strike)
 
 
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that drains ends before its last tick, which is under way, is handed out."""
+    gather = scheduler.Scheduler.gather
+    monkeypatch.setattr(scheduler.Scheduler, "gather", lambda self, under_way=(): gather(self))
+
+
+def blinking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch of an image that a tick cuts is not seen."""
+    hold = queues.PatchQueue.hold
+
+    def skip(self: Any, count: int) -> Any:
+        if self._frames and 0 < self._frames[0].done < len(self._frames[0].patches) - 1:
+            self._frames[0].done += 1
+        return hold(self, count)
+
+    monkeypatch.setattr(queues.PatchQueue, "hold", skip)
+
+
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that gives way to the next is not counted."""
+    push = queues.PatchQueue.push
+
+    def forget(self: Any, patches: Any, still: bool) -> bool:
+        fits = push(self, patches, still)
+        self.replaced = 0
+        return fits
+
+    monkeypatch.setattr(queues.PatchQueue, "push", forget)
+
+
 @pytest.mark.parametrize(
     ("plant", "says"),
     [
@@ -164,6 +195,9 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> None:
         (swapped, "context is told in order"),
         (bumped, "nobody is evicted while a newcomer stays"),
         (spread, "a session ends for its own fault"),
+        (hasty, "no accepted audio is lost"),
+        (blinking, "images are seen whole and in order"),
+        (forgetful, "an image that is not seen was replaced, and counted"),
     ],
 )
 def test_a_planted_bug_is_seen(
@@ -172,4 +206,5 @@ def test_a_planted_bug_is_seen(
     plant(monkeypatch)
     with pytest.raises(Broken, match=says):
         for seed in range(4):
-            live(Setting(seed), 3_000)
+            for loop in LOOPS:
+                live(Setting(seed, loop=loop), 3_000)
