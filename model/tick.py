@@ -119,6 +119,7 @@ def _outputs(size: TickSize, shape: TickShape) -> dict[str, _Field]:
         "text_ids": _Field(torch.int64, (frames, size.speaking)),
         "codes": _Field(torch.int64, (frames, size.speaking, books)),
         "audio": _Field(torch.float32, (size.lines, shape.output_samples)),
+        "experts": _Field(torch.int64, (frames,)),
     }
 
 
@@ -271,13 +272,17 @@ class TickInputs(_Run):
 
 @dataclass(frozen=True)
 class TickOutputs(_Run):
-    """ok [B] bool, text_ids [F, E] int64, codes [F, E, Q] int64, audio [B, output_samples] fp32."""
+    """ok [B] bool, text_ids [F, E] int64, codes [F, E, Q] int64, audio [B, output_samples] fp32;
+    experts [F] int64: distinct experts that the append pass, and the pass after each output
+    position but the last, read the weights of, in all layers together.
+    """
 
     size: TickSize
     ok: Tensor
     text_ids: Tensor
     codes: Tensor
     audio: Tensor
+    experts: Tensor
 
     @staticmethod
     def fields(size: TickSize, shape: TickShape) -> dict[str, _Field]:

@@ -51,9 +51,13 @@ class RowOutput:
 
 @dataclass(frozen=True)
 class TickOutputs:
-    """Outputs by session id, one for each row of the plan."""
+    """Outputs by session id, one for each row of the plan.
+
+    experts  distinct experts whose weights were read, over all layers and passes of the tick
+    """
 
     rows: Mapping[str, RowOutput]
+    experts: int = 0
 
 
 @dataclass(frozen=True)

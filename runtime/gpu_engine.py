@@ -266,12 +266,16 @@ class GpuEngine:
         said = Buffers(wanted, **_moved(made, device))
         began = self._main.mark()
         self._main.run(self._program(heard, said))
-        for name in ("ok", "text_ids", "codes", "audio"):
-            self._main.copy(getattr(made, name), getattr(said, name))
+        for field in _tensors(made):
+            self._main.copy(getattr(made, field), getattr(said, field))
         ended = self._main.mark()
         return Ticket(staged.rows, -1, made, began, ended, ended)
 
 
 def _moved(part: TickInputs | Buffers, device: torch.device) -> dict[str, Tensor]:
-    held = {field.name: getattr(part, field.name) for field in fields(part)}
-    return {name: v.to(device) for name, v in held.items() if isinstance(v, Tensor)}
+    return {name: getattr(part, name).to(device) for name in _tensors(part)}
+
+
+def _tensors(part: TickInputs | Buffers) -> list[str]:
+    names = [field.name for field in fields(part)]
+    return [name for name in names if isinstance(getattr(part, name), Tensor)]

@@ -34,6 +34,11 @@ class Stepped:
         return {key: row for _, made in self.parts for key, row in made.rows.items()}
 
     @property
+    def experts(self) -> int:
+        """Whose weights all parts read, each for itself."""
+        return sum(made.experts for _, made in self.parts)
+
+    @property
     def committed(self) -> Collection[str]:
         """Sessions whose row was stepped."""
         return {row.session_id for plan, _ in self.parts for row in plan.rows}

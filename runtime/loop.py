@@ -130,7 +130,7 @@ class TickLoop:
             emit=time.perf_counter_ns() - stepped_at,
             slack=slack,
         )
-        self._metrics.tick(timing, sessions)
+        self._metrics.tick(timing, sessions, stepped.experts)
         self._observe(plan, self._period - slack - timing.wake)
         self._recorded(inputs, stepped)
         return plan, slack < 0

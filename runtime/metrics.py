@@ -18,6 +18,7 @@ from microturn.runtime.nvml import REASONS, GpuSensor
 
 PHASES = ("wake", "gather", "plan", "step", "emit", "slack")
 MAX_US = 60_000_000
+MAX_EXPERTS = 10_000_000
 BUCKETS_S = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.5, 1.0)
 
 
@@ -58,6 +59,8 @@ class Metrics:
         self.graph_misses: Callable[[], int] = lambda: 0
         """Ticks that no captured graph held: the engine counts them, and each is an error."""
         self._hdr: dict[str, Any] = {name: HdrHistogram(1, MAX_US, 3) for name in PHASES}
+        self._hdr_experts: Any = HdrHistogram(1, MAX_EXPERTS, 3)
+        self.experts_touched = 0
         self._min_slack_ns: int | None = None
         self.idle_ticks = 0
         self.batch_ticks = 0
@@ -86,8 +89,10 @@ class Metrics:
         self._observe = {name: self._phases.labels(name).observe for name in PHASES}
         self.registry.register(_Counts(self))
 
-    def tick(self, timing: TickTiming, sessions: int) -> None:
-        """A batch tick that was emitted to so many sessions."""
+    def tick(self, timing: TickTiming, sessions: int, experts: int = 0) -> None:
+        """A batch tick that was emitted to so many sessions and read the weights of so many
+        experts: distinct ones of each pass and layer.
+        """
         late = timing.slack < 0
         with self._lock:
             self.batch_ticks += 1
@@ -96,6 +101,9 @@ class Metrics:
             self.late_session_ticks += sessions if late else 0
             if self._min_slack_ns is None or timing.slack < self._min_slack_ns:
                 self._min_slack_ns = timing.slack
+            self.experts_touched += experts
+            if experts:
+                self._hdr_experts.record_value(min(experts, MAX_EXPERTS))
             for name in PHASES:
                 us = getattr(timing, name) // 1000
                 self._hdr[name].record_value(min(max(us, 0), MAX_US))
@@ -156,6 +164,8 @@ class Metrics:
                 "session_ticks": self.session_ticks,
                 "late_session_ticks": self.late_session_ticks,
                 "caught_up_session_ticks": self.caught_up_session_ticks,
+                "experts_touched": self.experts_touched,
+                "experts_touched_per_tick": _quantiles(self._hdr_experts, 1),
                 "degraded": self.degraded,
                 "sessions_open": self.sessions_open,
                 "sessions_opened": self.sessions_opened,
@@ -168,7 +178,7 @@ class Metrics:
                 "rss_bytes": rss_bytes(),
                 "gpu": None if gpu is None else asdict(gpu),
                 "slack_ms_min": None if slack is None else slack / 1e6,
-                **{f"{name}_ms": _quantiles(self._hdr[name]) for name in PHASES},
+                **{f"{name}_ms": _quantiles(self._hdr[name], 1000) for name in PHASES},
             }
 
     def prometheus(self) -> bytes:
@@ -189,12 +199,12 @@ class Metrics:
         return int(server.server_port), stop
 
 
-def _quantiles(hdr: Any) -> dict[str, float]:
+def _quantiles(hdr: Any, unit: int) -> dict[str, float]:
     if not hdr.get_total_count():
         return {}
     points = {"p50": 50, "p90": 90, "p99": 99, "p999": 99.9}
-    found = {name: hdr.get_value_at_percentile(at) / 1000 for name, at in points.items()}
-    return {**found, "max": hdr.get_max_value() / 1000}
+    found = {name: hdr.get_value_at_percentile(at) / unit for name, at in points.items()}
+    return {**found, "max": hdr.get_max_value() / unit}
 
 
 class _Counts:
@@ -218,6 +228,11 @@ class _Counts:
             ("late_session_ticks", "Outputs made after their deadline", m.late_session_ticks),
             ("degraded", "Times a session's old input was dropped for lateness", m.degraded),
             ("caught_up_session_ticks", "Outputs of skipped ticks", m.caught_up_session_ticks),
+            (
+                "experts_touched",
+                "Distinct experts read, of each tick, pass and layer",
+                m.experts_touched,
+            ),
             ("sessions_opened", "Sessions admitted", m.sessions_opened),
             (
                 "missed_session_ticks",

@@ -67,5 +67,6 @@ def share_out(rows: Sequence[RowPlan], made: Buffers) -> TickOutputs:
             if row.exec
             else silent
             for b, row in enumerate(rows)
-        }
+        },
+        sum(made.experts.tolist()),
     )

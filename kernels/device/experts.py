@@ -1,7 +1,7 @@
 """Sorting pairs (row, choice) by expert, in one program: counters only, and always the same order.
 
 ids_ptr   [P] int32        expert of each pair, E where its row does not run
-size_ptr  [1] int32        how many tiles there are
+size_ptr  [2] int32        how many tiles there are, of how many experts
 tiles_ptr [tiles, 4] int32 (expert, first place, rows, 0), experts rising, at most TILE_ROWS rows
 pairs_ptr [P] int32        place -> pair; inside an expert the order is the pairs'
 """
@@ -37,6 +37,7 @@ def list_tiles(
     each = (counts + TILE_ROWS - 1) // TILE_ROWS
     tile = tl.cumsum(each, 0) - each
     tl.store(size_ptr, tl.sum(each, 0))
+    tl.store(size_ptr + 1, tl.sum((counts > 0).to(tl.int32), 0))
     for r in range(tl.max(each, 0)):
         entry = tiles_ptr + (tile + r) * 4
         tl.store(entry, e, mask=r < each)

@@ -20,6 +20,7 @@ from microturn.kernels.grouped_experts.layout import regime
 from microturn.kernels.grouped_experts.reference import ExpertInputs, ExpertWeights
 from microturn.kernels.launch import device_name, launch, num_sms, zeroed
 from microturn.kernels.quantized import Quantized, Weight
+from microturn.kernels.router import Routing
 from microturn.kernels.router.work import TILE_ROWS, ExpertWork, padded, rows_on_device
 from microturn.kernels.rows import RowBatch
 
@@ -80,7 +81,7 @@ def grouped_experts_kernel(
     up = choose("grouped_experts", "gate_up" if streams else "gate_up_prefill", **facts)
     work = routing.work
     if a and (work is None or not work.fits(x.x, routing.topk_ids, rows)):
-        work = _listed(routing.topk_ids, sizes, rows, TILE_ROWS if decode else up["BLOCK_T"])
+        work = _listed(routing, sizes, rows, TILE_ROWS if decode else up["BLOCK_T"])
     lines, b = ((y, y, y), 0) if rows is None else (rows_on_device(rows), rows.num_lines)
     most = 0 if rows is None else padded(b)
     lists = (y, y, y) if work is None else (work.size, work.tiles, work.pairs)
@@ -188,11 +189,11 @@ def _multiply(
     )  # fmt: skip
 
 
-def _listed(topk_ids: Tensor, s: _Sizes, rows: RowBatch | None, tile_rows: int) -> ExpertWork:
+def _listed(routing: Routing, s: _Sizes, rows: RowBatch | None, tile_rows: int) -> ExpertWork:
     """The list, made from ids that came without one."""
-    ids = topk_ids.contiguous()
+    ids = routing.topk_ids.contiguous()
     device = ids.device
-    work = ExpertWork(s.t, s.a, s.e, device, tile_rows)
+    work = ExpertWork(s.t, s.a, s.e, device, tile_rows, routing.size)
     work.scratch = (ids,)
     pairs, bins = s.t * s.a, padded(s.e + 1)
     b = 0 if rows is None else rows.num_lines

@@ -24,7 +24,9 @@ def router_kernel(
     *,
     out: Routing | None = None,
 ) -> Routing:
-    """See `router`. Up to DECODE_ROWS rows, the result carries the list of experts hit."""
+    """See `router`. Up to DECODE_ROWS rows, the result carries the list of experts hit; from there
+    on, room for its size.
+    """
     (t, h), e, a, sh = x.shape, weights.num_experts, weights.top_k, weights.num_shared
     n = e + sh
     listed = t <= DECODE_ROWS
@@ -92,7 +94,8 @@ def router_kernel(
         return out
     if work is not None:
         work.made_of(x, ids, rows)
-    return Routing(ids, chosen, shared, work)
+    room = None if listed else torch.empty(4, dtype=torch.int32, device=x.device)
+    return Routing(ids, chosen, shared, work, room)
 
 
 _ones: dict[torch.device, Tensor] = {}

@@ -31,7 +31,7 @@ class ExpertWork:
     Pair p = t * A + a. `tiles` says of each run of at most `tile_rows` pairs of one expert where
     it begins and how long it is; experts rise, and those that no row chose do not occur.
 
-    size  [1], how many of `tiles` there are
+    size  [4], how many of `tiles` there are, of how many experts, and two of nothing
     tiles [bound, 4]: expert, first place, rows, 0
     pairs [T * A]: place -> pair
     experts [T * A]: what was sorted: ids, E where the row does not run
@@ -48,7 +48,9 @@ class ExpertWork:
         num_experts: int,
         device: torch.device,
         tile_rows: int = TILE_ROWS,
+        size: Tensor | None = None,
     ) -> None:
+        """size: where others will look for it."""
         pairs = num_rows * top_k
         # Each expert hit begins one tile, and a further one after every `tile_rows` pairs.
         self.bound = min(pairs, num_experts + pairs // tile_rows)
@@ -57,6 +59,7 @@ class ExpertWork:
         # One buffer; tiles begin at 16 bytes.
         buffer = torch.empty(sum(sizes), dtype=torch.int32, device=device)
         self.size, self.tiles, self.pairs, self.experts = torch.split(buffer, sizes)
+        self.size = self.size if size is None else size
         self.scratch: tuple[Tensor, ...] = ()
         self._made_of: tuple[object, ...] = ()
 

@@ -16,6 +16,7 @@ from microturn.kernels.conv_residual_norm import (
 )
 from microturn.kernels.qkvr_prologue import QKVRState
 from microturn.kernels.rms_norm import RMSNormWeights
+from microturn.kernels.router import Routing
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.short_conv import short_conv_spec
 from microturn.model.family import ArenaSet
@@ -86,9 +87,16 @@ class Layer(nn.Module):
         return LayerState(self.attn.bind(arenas, prefix), attn_conv, mlp_conv)
 
     def forward(
-        self, x: Stream, state: LayerState | None, rows: RowBatch, next_norm: RMSNormWeights
+        self,
+        x: Stream,
+        state: LayerState | None,
+        rows: RowBatch,
+        next_norm: RMSNormWeights,
+        chosen: list[Routing] | None = None,
     ) -> Stream:
-        """x [T, H], its normed part by attn_norm -> [T, H], its normed part by next_norm."""
+        """x [T, H], its normed part by attn_norm -> [T, H], its normed part by next_norm. chosen:
+        see Trunk.forward.
+        """
         attn, attn_conv, mlp_conv = (
             (None, None, None) if state is None else (state.attn, state.attn_conv, state.mlp_conv)
         )
@@ -96,5 +104,5 @@ class Layer(nn.Module):
         y = SubBlock(self.attn(x.normed, attn, rows), x.h)
         x = conv_residual_norm(y, to_mlp, attn_conv, rows)
         to_next = ConvResidualNormWeights(self.mlp_conv, next_norm)
-        y = SubBlock(self.mlp(x.normed, rows), x.h)
+        y = SubBlock(self.mlp(x.normed, rows, chosen), x.h)
         return conv_residual_norm(y, to_next, mlp_conv, rows)

@@ -34,8 +34,8 @@ class DenseMLP(nn.Module):
             self.w2.normal_(0, output_gain * self.w2.shape[1] ** -0.5, generator=generator)
             self.global_scale.fill_(1.0)
 
-    def forward(self, x: Tensor, rows: RowBatch) -> Tensor:
-        """x [T, H], normed -> [T, H]."""
+    def forward(self, x: Tensor, rows: RowBatch, chosen: list[Routing] | None = None) -> Tensor:
+        """x [T, H], normed -> [T, H]. chosen: here nothing is."""
         width = self.w2.shape[1]
         block = DENSE_BLOCK if width % DENSE_BLOCK == 0 else width
         w13, w2 = _rows_in_blocks(self.w13, 2 * block), _columns_in_blocks(self.w2, block)
@@ -113,8 +113,8 @@ class ExpertsMLP(nn.Module):
             self._kept = key, factor * scale
         return self._kept[1]
 
-    def forward(self, x: Tensor, rows: RowBatch) -> Tensor:
-        """x [T, H], normed -> [T, H]."""
+    def forward(self, x: Tensor, rows: RowBatch, chosen: list[Routing] | None = None) -> Tensor:
+        """x [T, H], normed -> [T, H]. chosen: what the router decided is appended to it."""
         config = self.config
         gate = RouterWeights(
             self.gate,
@@ -124,5 +124,7 @@ class ExpertsMLP(nn.Module):
             self._scale(),
         )
         routing = router(x, gate, None, rows)
+        if chosen is not None:
+            chosen.append(routing)
         weights = ExpertWeights(self.w13, self.w2, self.shared_w13, self.shared_w2)
         return grouped_experts(ExpertInputs(x, routing), weights, None, rows)

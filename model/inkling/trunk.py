@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from microturn.kernels.arena import ArenaSpec
 from microturn.kernels.conv_residual_norm import Stream
 from microturn.kernels.linear import linear
+from microturn.kernels.router import Routing
 from microturn.kernels.rows import RowBatch
 from microturn.model.family import ArenaSet
 from microturn.model.inkling.audio import AudioTower
@@ -78,18 +79,25 @@ class Trunk(nn.Module):
         """ids [T] int64 -> [T, H], normed; other kinds of rows take their place after this norm."""
         return self.embed_norm(F.embedding(ids, self.embedding))  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, state: TrunkState | None, rows: RowBatch) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        state: TrunkState | None,
+        rows: RowBatch,
+        chosen: list[Routing] | None = None,
+    ) -> Tensor:
         """x [T, H], rows as `embed` gives them -> [T, H], normed by the final norm.
 
         state None: every line is a whole sequence with nothing before it; differentiable. Rows of
-        lines that do not run come back as their own embedding, normed.
+        lines that do not run come back as their own embedding, normed. chosen: what each
+        layer's router decided is appended to it.
         """
         layers = self._layers
         states = [None] * len(layers) if state is None else state.layers
         norms = [*(layer.attn_norm for layer in layers), self.norm]
         stream = Stream(x, norms[0](x))
         for layer, layer_state, norm in zip(layers, states, norms[1:], strict=True):
-            stream = layer(stream, layer_state, rows, norm.weights)
+            stream = layer(stream, layer_state, rows, norm.weights, chosen)
         return stream.normed
 
     def logits(self, hidden: Tensor) -> Tensor:

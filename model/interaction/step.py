@@ -14,6 +14,7 @@ from microturn.kernels.commit_lines import Committed, Said, commit_lines
 from microturn.kernels.depth_head import DepthInputs, DepthOutputs
 from microturn.kernels.dmel import DMelWeights, dmel, dmel_spec, dmel_weights
 from microturn.kernels.open_lines import LineState, OpenedLines, Opening, open_lines
+from microturn.kernels.router import Routing
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.sampling import SamplingParams, sampling
 from microturn.model.cost import OpCall, TickWork
@@ -23,6 +24,7 @@ from microturn.model.interaction.cost import tick_calls, window_rows
 from microturn.model.interaction.model import InteractionModel
 from microturn.model.interaction.placement import eight_bit_tensors, place
 from microturn.model.interaction.tokenizer import FileTokenizer
+from microturn.model.interaction.touched import experts_touched
 from microturn.model.mimi.mimi import DecoderState
 from microturn.model.tick import TickInputs, TickOutputs, TickSize
 
@@ -146,7 +148,9 @@ class InteractionFamily:
         )
         slots, emits = inputs.slot_ids[: size.speaking], inputs.emits[: size.speaking]
         heard = RowBatch(slots, steady.frame_offsets, at.heard, emits, frames)
-        hidden = self.model.trunk(self._embed(inputs, at, heard, state), state.trunk, rows)
+        decided: list[list[Routing]] = [[]]
+        embedded = self._embed(inputs, at, heard, state)
+        hidden = self.model.trunk(embedded, state.trunk, rows, decided[0])
         peaks = hidden.new_empty(frames, size.speaking, dtype=torch.float32)
         finite = torch.empty_like(peaks, dtype=torch.bool)
         hidden = hidden.index_select(0, at.ends)
@@ -162,7 +166,9 @@ class InteractionFamily:
             self.model.depth(asked, row, out=DepthOutputs(codes, finite[j]))
             if j < frames - 1:
                 x = self.model.embed_feedback(text, codes)
-                hidden = self.model.trunk(x, state.trunk, row)
+                decided.append([])
+                hidden = self.model.trunk(x, state.trunk, row, decided[-1])
+        experts_touched(decided, inputs.row_offsets, emits, outputs.experts)
         audio = hidden.new_empty(0, dtype=torch.float32)
         if size.speaking:
             audio = self.model.codec(

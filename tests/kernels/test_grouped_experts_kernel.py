@@ -121,6 +121,19 @@ def test_a_router_before_it_spares_a_launch_and_changes_no_bit(device: str) -> N
     assert_bitwise_equal(got, again)
 
 
+def test_the_experts_of_a_prefill_step_are_counted_by_its_own_list(device: str) -> None:
+    """The router leaves room for it; rows of nobody count for nothing."""
+    x, weights = inputs(GroupedExpertsCase(258, 16, 16, 40, 2, 1, ""), device)
+    gate = torch.randn(41, 16, device=device)
+    rows = RowBatch.build([0, 1], [3, 2], [0, 0], exec_mask=[True, False], device=device)
+    routing = router_kernel(x.x, RouterWeights(gate, torch.zeros(40, device=device), 2, 1, 8.0))
+    assert routing.work is None and routing.experts_hit is not None
+    grouped_experts_kernel(ExpertInputs(x.x, routing), weights, None, rows)
+    assert int(routing.experts_hit) == len(routing.topk_ids[:3].unique())
+    grouped_experts_kernel(ExpertInputs(x.x, routing), weights)
+    assert int(routing.experts_hit) == len(routing.topk_ids.unique()) > 6
+
+
 def test_a_list_of_other_rows_is_not_believed(device: str) -> None:
     """Changed ids, another x, or other rows: the list is made again."""
     x, weights = inputs(SMALL, device)

@@ -44,6 +44,8 @@ def assert_lists(routing: Routing, num_experts: int, runs: Tensor) -> None:
     size = int(work.size[0])
     assert size == len(want) <= work.bound
     assert work.tiles.view(-1, 4)[:size, :3].tolist() == want
+    assert routing.experts_hit is not None
+    assert int(routing.experts_hit) == len({expert for expert, _, _ in want})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from microturn.kernels.dmel import dmel
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.testing import assert_bitwise_equal
 from microturn.model.family import Sampling
+from microturn.model.inkling import mlp
 from microturn.model.interaction import InteractionConfig, InteractionFamily, InteractionModel
 from microturn.model.interaction import preset as preset_config
 from microturn.model.tick import TickInputs, TickLine, TickOutputs, TickSize
@@ -343,3 +344,38 @@ def test_a_model_without_eyes_refuses_patches_and_says_that_it_sees_nothing() ->
     with pytest.raises(ValueError, match="has no vision tower"):
         driver.step(driver.line(0, audio, patches=_seen(1)))
     assert bool(driver.step(driver.line(0, audio)).ok)
+
+
+@pytest.mark.parametrize("speaking", [2, 0])
+def test_experts_that_a_tick_touches_are_counted(
+    family: InteractionFamily, monkeypatch: pytest.MonkeyPatch, speaking: int
+) -> None:
+    """Against what the routers said: rows and lines that only fill the buffers up count nothing."""
+    shape, driver, seen = family.shape, Driver(family), []
+    inner = mlp.router
+
+    def router(*args: Any) -> Any:
+        seen.append(inner(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(mlp, "router", router)
+    speech = _speech(2, shape.input_samples)
+    lines = [driver.line(slot, speech[slot], [7]) for slot in range(speaking)]
+    lines.append(driver.line(2, None, [5, 6]))
+    size = TickSize(4, 40, 16, 0, max(speaking, 3 * bool(speaking)))
+    inputs, made = TickInputs.allocate(size, shape), TickOutputs.allocate(size, shape)
+    inputs.fill(lines, shape.frames)
+    made.experts.fill_(-1)
+    with torch.inference_mode():
+        family.tick(inputs, made, driver.arenas)
+    layers = family.config.trunk.num_layers - family.config.trunk.num_dense_layers
+    rows = sum(line.num_rows(shape.frames) for line in lines)
+    passes = [rows] + [speaking] * (shape.frames - 1) * bool(speaking)
+    assert layers and len(seen) == layers * len(passes)
+    counts = []
+    for i, live in enumerate(passes):
+        chosen = [routing.topk_ids[:live] for routing in seen[i * layers : (i + 1) * layers]]
+        counts.append(sum(len(set(ids.flatten().tolist())) for ids in chosen))
+    assert made.experts.tolist() == counts + [0] * (shape.frames - len(passes))
+    filled = sum(len(set(r.topk_ids.flatten().tolist())) for r in seen[:layers])
+    assert counts[0] <= filled and min(counts) > 0

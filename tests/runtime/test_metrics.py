@@ -45,12 +45,14 @@ def test_percentiles_are_in_ms_and_close() -> None:
     metrics = Metrics()
     for ms in range(1, 1_001):
         timing = TickTiming(0, 0, 0, ms * 1_000_000, 0, (990 - ms) * 1_000_000)
-        metrics.tick(timing, sessions=3)
+        metrics.tick(timing, sessions=3, experts=ms % 5)
     summary = metrics.summary()
     assert summary["step_ms"]["p50"] == pytest.approx(500, rel=2e-3)
     assert summary["step_ms"]["p999"] == pytest.approx(999, rel=2e-3)
     assert summary["step_ms"]["max"] == pytest.approx(1_000, rel=2e-3)
     assert (summary["misses"], summary["slack_ms_min"]) == (10, -10.0)
+    assert summary["experts_touched"] == 2_000
+    assert summary["experts_touched_per_tick"]["max"] == 4, "ticks of no experts are left out"
     assert (summary["session_ticks"], summary["late_session_ticks"]) == (3_000, 30)
 
 
@@ -65,6 +67,7 @@ def test_prometheus_sees_the_same_counts(make_runtime: Callable[..., Runtime]) -
     for line in (
         "microturn_ticks_total 2.0",
         "microturn_missed_deadlines_total 0.0",
+        "microturn_experts_touched_total 4.0",
         "microturn_sessions 1.0",
         'microturn_sessions_refused_total{reason="slots"} 1.0',
         'microturn_tick_seconds_count{phase="step"} 2.0',
