@@ -317,7 +317,7 @@ def floor_ms(
     rows = subject.sessions * (1 + family.shape.frames)
     work = even(subject.sessions, rows, family.window_rows)
     width = 4 if subject.dtype == "fp32" else 2
-    moved = totals(family.calls(work), width, 1 if subject.dtype == "fp8" else width).bytes
+    moved = totals(family.calls(work), width, subject.dtype).bytes
     return moved / (read_gbps * 1e6) + reductions * family.shape.frames * EXCHANGE_US / 1000
 
 

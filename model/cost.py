@@ -62,13 +62,25 @@ class Totals(NamedTuple):
     bytes: int
 
 
-def totals(calls: Iterable[OpCall], itemsize: int, streamed: int | None = None) -> Totals:
-    """At `itemsize` bytes a value, `streamed` bytes one of what is streamed."""
+EIGHT_BITS = ("linear", "grouped_experts")
+"""Ops whose matrices a model stored as fp8 keeps in 8 bits, but for vision's. Keys, values and the
+rest of the weights, the depth head's too, have 16.
+"""
+
+
+def call_bytes(call: OpCall, itemsize: int, dtype: str | None = None) -> int:
+    """Of a call at `itemsize` bytes a value, matrices as a model stored as `dtype` has them."""
+    if dtype == "fp8" and call.op in EIGHT_BITS and call.part != "embed":
+        return call.case.bytes(itemsize, 1)
+    return call.case.bytes(itemsize)
+
+
+def totals(calls: Iterable[OpCall], itemsize: int, dtype: str | None = None) -> Totals:
+    """Sums over the calls; see `call_bytes`."""
     flops = nbytes = 0
-    for _, _, case in calls:
-        flops += case.flops
-        # Cases of ops that stream nothing take no width of it.
-        nbytes += case.bytes(itemsize) if streamed is None else case.bytes(itemsize, streamed)
+    for call in calls:
+        flops += call.case.flops
+        nbytes += call_bytes(call, itemsize, dtype)
     return Totals(flops, nbytes)
 
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from microturn.model import cost
 from microturn.model.cost import EXCHANGE_US, EXCHANGES, OpCall, even
 from microturn.profiling.gpus import Gpu
 from microturn.profiling.tables import Table
@@ -38,8 +39,6 @@ ATTAINED = 0.75
 """Of the datasheet's rates, in a tick: assumed. The kernels' bars ask for 0.78 to 0.93 of what a
 GPU measures, which is about 0.9 of its datasheet.
 """
-EIGHT_BITS = ("linear", "grouped_experts")
-"""Ops that stream matrices of the trunk, which "fp8" stores in eight bits (`placement.place`)."""
 WIDTH = 2
 """Bytes of all other values on a GPU, keys and values included."""
 
@@ -176,26 +175,19 @@ def plan(
 def floors(calls: Iterable[OpCall], gpu: Gpu, dtype: str) -> Iterator[tuple[OpCall, float, float]]:
     """Of each call its bytes and the ms below which no such GPU can do it."""
     for call in calls:
-        nbytes, flops = _cost(call, _streamed(call, dtype))
+        nbytes, flops = _cost(call, dtype)
         yield call, nbytes, max(nbytes / gpu.read_gbps / 1e6, flops / gpu.tflops / 1e9)
 
 
 def call_bytes(call: OpCall, dtype: str) -> int:
     """With weights of the trunk as they are stored; keys, values and the rest have 16 bits."""
-    return _cost(call, _streamed(call, dtype))[0]
-
-
-def _streamed(call: OpCall, dtype: str) -> int | None:
-    narrow = dtype == "fp8" and call.op in EIGHT_BITS and call.part != "embed"
-    return 1 if narrow else None
+    return _cost(call, dtype)[0]
 
 
 @lru_cache(maxsize=4096)
-def _cost(call: OpCall, streamed: int | None) -> tuple[int, int]:
+def _cost(call: OpCall, dtype: str) -> tuple[int, int]:
     """Bytes and flops; the layers of a pass are alike."""
-    case = call.case
-    nbytes = case.bytes(WIDTH) if streamed is None else case.bytes(WIDTH, streamed)
-    return nbytes, case.flops
+    return cost.call_bytes(call, WIDTH, dtype), call.case.flops
 
 
 def weight_bytes(model: Any) -> int:
