@@ -17,7 +17,8 @@ from microturn.bench.training.codec_eval import evaluate
 from microturn.bench.training.curriculum import Recipe as ModelRecipe
 from microturn.bench.training.lexicon import Lexicon
 from microturn.bench.training.speaking import voicing
-from microturn.model.interaction import InteractionFamily, load_family, save
+from microturn.model.interaction import load_family
+from microturn.model.interaction.learnt import read_learnt, write_learnt
 from microturn.model.interaction.presets import TINY_CODEC, preset
 from microturn.model.mimi import load_mimi, save_mimi
 from microturn.runtime.cli.errors import OneLineErrors
@@ -89,8 +90,11 @@ def model(
     until: Annotated[int | None, typer.Option(min=1, help="Stop there, to go on later.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and scenes.")] = ModelRecipe.seed,
     batch: Annotated[int, typer.Option(min=1, help="Scenes a step.")] = ModelRecipe.batch,
+    begin: Annotated[
+        Path | None, typer.Option(help="Weights to begin with where there is no state.pt.")
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Write a checkpoint here, as fp16, when it stops.")
+        Path | None, typer.Option(help="Write what was learnt here, as fp16, when it stops.")
     ] = None,
     threads: Threads = 1,
 ) -> None:
@@ -98,8 +102,10 @@ def model(
     torch.set_num_threads(threads)
     recipe = ModelRecipe(seed=seed, batch=batch)
     mimi = load_mimi(TINY_CODEC, config=preset("interaction-tiny").codec)
-    family = load_family("interaction-tiny", seed=seed)
-    assert isinstance(family, InteractionFamily) and family.tokenizer is not None
+    family = load_family("interaction-tiny", seed=seed, trained=False)
+    assert family.tokenizer is not None
+    if begin is not None:
+        read_learnt(family.model, begin)
     training = joint.Training(family.model, recipe, Lexicon(family.tokenizer, family.listen_id))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
@@ -112,7 +118,7 @@ def model(
 
         joint.train(training, folder, voicing(mimi), until=until, progress=show)
     if weights is not None:
-        save(family, weights)
+        write_learnt(family.model, weights)
 
 
 if __name__ == "__main__":

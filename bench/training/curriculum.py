@@ -35,20 +35,19 @@ STAGES = (
     Stage("hearing", 700, {"drill": 0.85, "latency": 0.15}),
     Stage(
         "talking",
-        1000,
+        700,
         {"drill": 0.2, "timespeak": 0.28, "cuespeak": 0.22, "latency": 0.08, "interrupt": 0.06}
         | {"pause": 0.06, "backchannel": 0.06, "idle": 0.04},
     ),
-    Stage("seeing", 600, {"repcount": 0.5, "charades": 0.2, "proactive": 0.2, "drill": 0.1}),
     Stage(
         "joint",
-        2500,
-        {"drill": 0.1, "timespeak": 0.16, "cuespeak": 0.15, "repcount": 0.2, "charades": 0.09}
-        | {"proactive": 0.08, "interrupt": 0.05, "backchannel": 0.05, "pause": 0.04}
-        | {"latency": 0.05, "idle": 0.03},
+        1400,
+        {"drill": 0.1, "timespeak": 0.15, "cuespeak": 0.15, "repcount": 0.25, "charades": 0.08}
+        | {"proactive": 0.08, "interrupt": 0.05, "backchannel": 0.05, "pause": 0.03}
+        | {"latency": 0.04, "idle": 0.02},
     ),
 )
-"""training-notes: hearing, then what is heard and said, then vision, then all with hearing kept in.
+"""training-notes: hearing, then what is heard and said, then all with vision; hearing is kept in.
 
 Every scene teaches the words that are heard in it, so cues are matched on notes from the first.
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from microturn.bench.training.balance import Balance
@@ -24,6 +24,7 @@ from microturn.bench.training.curriculum import Recipe, Scripts
 from microturn.bench.training.lexicon import Lexicon
 from microturn.bench.training.objective import Guides, losses
 from microturn.bench.training.script import Script
+from microturn.model.interaction.learnt import learnt
 from microturn.model.interaction.model import InteractionModel
 
 SAVE_SECONDS, LOG_STEPS = 120.0, 10
@@ -73,15 +74,11 @@ class Training:
         measured = {name: float(torch.as_tensor(v).detach()) for name, v in found._asdict().items()}
         return measured | {"norm": float(norm), "crowded": crowded}
 
-    def _learnt(self) -> dict[str, Tensor]:
-        state = self.model.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith("codec.")}
-
     def save(self, path: Path) -> None:
         """Everything that `load` needs, written whole or not at all; the codec is not in it."""
         state = {
             "step": self.step,
-            "model": self._learnt(),
+            "model": learnt(self.model),
             "guides": self.guides.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }

@@ -13,7 +13,6 @@ from microturn.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     Progress,
-    Slot,
     Wanted,
     check_fit,
     held_items,
@@ -22,12 +21,12 @@ from microturn.model.checkpoint import (
     write_checkpoint,
 )
 from microturn.model.checkpoint.quantization import check_weight_dtype
-from microturn.model.inkling.names import trunk_tensors
 from microturn.model.inkling.release import Inkling, load_release
 from microturn.model.inkling.release_config import MODEL_TYPE
 from microturn.model.interaction.config import ROWS_PER_COMMIT, InteractionConfig
+from microturn.model.interaction.learnt import read_learnt, slots
 from microturn.model.interaction.model import InteractionModel
-from microturn.model.interaction.presets import TRAINED_CODECS
+from microturn.model.interaction.presets import TRAINED, TRAINED_CODECS
 from microturn.model.interaction.presets import preset as preset_config
 from microturn.model.interaction.step import InteractionFamily
 from microturn.model.interaction.tokenizer import FileTokenizer
@@ -56,6 +55,7 @@ def load(
     *,
     tick_ms: int = ...,
     seed: int = ...,
+    trained: bool = ...,
     dtype: str = ...,
     window: int | None = ...,
     num_sink_tokens: int | None = ...,
@@ -68,6 +68,7 @@ def load(
     *,
     tick_ms: int = ...,
     seed: int = ...,
+    trained: bool = ...,
     dtype: str = ...,
     window: int | None = ...,
     num_sink_tokens: int | None = ...,
@@ -79,18 +80,21 @@ def load(
     *,
     tick_ms: int = 100,
     seed: int = 0,
+    trained: bool = True,
     dtype: str = "fp32",
     window: int | None = None,
     num_sink_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> InteractionFamily | Inkling:
-    """A model on the CPU, computing in fp32: a preset with seeded random weights ("untrained") and
-    its trained codec if it has one (`TRAINED_CODECS`), or what a checkpoint folder holds.
+    """A model on the CPU, computing in fp32: a preset with the weights it ships (`TRAINED`), else
+    with seeded random ones, and with its trained codec if it has one (`TRAINED_CODECS`); or what a
+    checkpoint folder holds.
 
     Exactly one of preset and checkpoint. A folder that `save` wrote gives a family the runtime can
     step; a released Inkling folder gives an Inkling, its trunk and audio tower: it has no depth
     head and no codec.
-    dtype     the values of a checkpoint's weights are those that storage as fp32, bf16 or fp8 has
+    trained   False: seeded random weights even where the preset ships its own
+    dtype     the values of weights that are read are those that storage as fp32, bf16 or fp8 has
               (kernels still compute in fp32; our own files round the trunk only)
     window, num_sink_tokens  of an InteractionFamily: see InteractionConfig.with_window
     progress  called with the bytes read and the bytes of all, after every slice
@@ -125,7 +129,11 @@ def load(
     if preset in TRAINED_CODECS:
         trained = load_mimi(TRAINED_CODECS[preset], config=config.codec)
         model.codec.load_state_dict(trained.decoder.state_dict())
-    return InteractionFamily(model, tick_ms=tick_ms, tokenizer=_packaged_tokenizer(config))
+    ships = trained and preset in TRAINED
+    if ships:
+        read_learnt(model, TRAINED[preset], dtype, progress)
+    tokenizer = _packaged_tokenizer(config)
+    return InteractionFamily(model, tick_ms=tick_ms, trained=ships, tokenizer=tokenizer)
 
 
 def load_family(
@@ -134,6 +142,7 @@ def load_family(
     *,
     tick_ms: int = 100,
     seed: int = 0,
+    trained: bool = True,
     dtype: str = "fp32",
     window: int | None = None,
     num_sink_tokens: int | None = None,
@@ -154,6 +163,7 @@ def load_family(
         checkpoint,
         tick_ms=tick_ms,
         seed=seed,
+        trained=trained,
         dtype=dtype,
         window=window,
         num_sink_tokens=num_sink_tokens,
@@ -207,13 +217,7 @@ def _load_own(
     check_fit(files, {name: Wanted(tuple(t.shape)) for name, t in sizes.items()})
     _check_memory(config)
     model = InteractionModel(config)
-    kinds = {f"trunk.{entry.parameter}": entry.kind for entry in trunk_tensors(config.trunk)}
-    slots = [
-        # Only the trunk has weights worth fewer bits.
-        Slot(name, tensor, kinds.get(name, "scalar"))
-        for name, tensor in model.state_dict().items()
-    ]
-    stream(files, slots, dtype, progress)
+    stream(files, slots(model, model.state_dict()), dtype, progress)
     tokenizer = folder / TOKENIZER
     return InteractionFamily(
         model,

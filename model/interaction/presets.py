@@ -24,6 +24,8 @@ TINY_CODEC = Path(__file__).with_name("tiny_codec.safetensors")
 """
 TRAINED_CODECS = {"interaction-tiny": TINY_CODEC}
 """By preset: what it speaks with from the first; the others begin at random."""
+TRAINED: dict[str, Path] = {}
+"""By preset: what else it has learnt (`learnt.read_learnt`)."""
 
 
 # Inkling-Small (spec/inkling.md 1.1) with the three ids more; the others differ where they say so.
