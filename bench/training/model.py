@@ -57,12 +57,12 @@ class Training:
 
     def advance(self, made: Sequence[Script], voicing: Voicing) -> dict[str, float]:
         """One step on its scripts; what it measured."""
-        _, rate = self.recipe.at(self.step)
+        stage, rate = self.recipe.at(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         batch = collate(made, voicing, self.lexicon.listen_id)
-        found = losses(self.model, self.guides, batch, self.recipe.weights, self.lexicon)
+        found = losses(self.model, self.guides, batch, stage.weights, self.lexicon)
         self.optimiser.zero_grad(set_to_none=True)
         found.total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._learning, self.recipe.clip)
