@@ -32,8 +32,13 @@ def run(
     ],
     preset: Annotated[str, typer.Option(help="A named model.")] = "interaction-tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="Its weights; else seeded.")] = None,
-    sessions: Annotated[int, typer.Option(min=1, help="Live sessions in every tick.")] = 1,
+    sessions: Annotated[
+        str, typer.Option(help="Live sessions; several: 1,2,3 are swept, the most taken apart.")
+    ] = "1",
     ticks: Annotated[int, typer.Option(min=1, help="Ticks to record.")] = 50,
+    sweep_ticks: Annotated[
+        int, typer.Option(min=1, help="Held out at each number, to compare predictions with.")
+    ] = 8,
     tick_ms: Annotated[int, typer.Option(help="Length of a tick.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of noise, weights and sampling.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of the step.")] = 1,
@@ -41,13 +46,14 @@ def run(
     """Run noise through a model on the CPU and account for its ticks: phases, parts, ops."""
     from microturn.model.interaction import load_family
     from microturn.profiling import document, findings, report
-    from microturn.profiling.capture import Asked, capture
+    from microturn.profiling.capture import Asked, capture, counts
 
     with usage_errors(ValueError, KeyError, OSError, MemoryError):
+        swept = counts(sessions)
         family = load_family(None if checkpoint else preset, checkpoint, tick_ms=tick_ms, seed=seed)
         out.mkdir(parents=True, exist_ok=True)
     trace = out / "trace.json"
-    made = capture(family, Asked(sessions, ticks, seed, threads, trace))
+    made = capture(family, Asked(swept, ticks, sweep_ticks, seed, threads, trace))
     console = Console(width=WIDTH)
     weights = "trained" if family.trained else "untrained"
     told = f"{made['case']} on {made['device']}, {threads} torch threads, {weights} weights\n"

@@ -12,7 +12,8 @@
                 "torch_calls": ..., "ms": [one of each tick]}],
      "timeline": [[part, op, start, end]] of the median step, from its beginning,
      "levels": [{"sessions": ..., "ticks": ..., "measured_ms_p50": ..., "predicted_ms_p50": ...
-                (from what was measured before), "fitted_ms_p50": ... (from all), and p99}],
+                (from what was measured before), "fitted_ms_p50": ... (from other ticks), and p99
+                of each; ticks: held out, see `sweep`}],
      "capacity": {"sessions": ..., "margin_ms": ..., "mark": "fitted"},
      "gpu": [{"at_ms": ..., "power_w": ..., ...}]}
 

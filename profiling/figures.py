@@ -138,6 +138,66 @@ def roofline(losses: Sequence[Loss], ceilings: dict[str, Any]) -> str:
     return svg(height, "Roofline at the ceilings measured in this run", text, body)
 
 
+def levels(found: Sequence[dict[str, Any]], period: float) -> str:
+    """Ticks at every number of sessions: dots are measured, lines fitted, crosses predicted before.
+    "" where nothing was swept.
+    """
+    if not found:
+        return ""
+    kinds = [
+        f"{kind}_ms_{p}" for kind in ("measured", "fitted", "predicted") for p in ("p50", "p99")
+    ]
+    most = 1.1 * max(period, *(level[kind] or 0 for level in found for kind in kinds))
+    right, base = WIDTH - LEGEND, 290
+    step = (right - LEFT) / len(found)
+    xs = [LEFT + step * (index + 0.5) for index in range(len(found))]
+
+    def y(ms: float) -> float:
+        return base - ms / most * (base - 10)
+
+    body = [
+        f'<line class="mark" x1="{LEFT}" x2="{right}" y1="{y(period):.1f}" y2="{y(period):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{y(period) + 4:.1f}" text-anchor="end">{period:g} ms</text>'
+        f'<text x="{LEFT - 8}" y="{base + 4}" text-anchor="end">0</text>'
+        f'<text x="{right}" y="{base + 36}" text-anchor="end">sessions</text>'
+    ]
+    body += [_below(x, base + 18, str(n["sessions"])) for x, n in zip(xs, found, strict=True)]
+    for row, (p, kind) in enumerate((("p50", "step"), ("p99", "emit"))):
+        lines = [(x, n[f"fitted_ms_{p}"]) for x, n in zip(xs, found, strict=True)]
+        points = " ".join(f"{x:.1f},{y(ms):.1f}" for x, ms in lines if ms is not None)
+        body.append(f'<polyline class="line-{kind}" points="{points}"/>')
+        for x, level in zip(xs, found, strict=True):
+            at, before = y(level[f"measured_ms_{p}"]), level[f"predicted_ms_{p}"]
+            body.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{at:.1f}" r="4"/>')
+            if before is not None:
+                body.append(_cross(x, y(before), kind))
+        for part, what in enumerate(("measured", "fitted", "predicted before")):
+            side, top = right + 24, 24 + 72 * row + 20 * part
+            marks = (
+                f'<circle class="{kind}" cx="{side}" cy="{top - 4}" r="4"/>',
+                _flat(side, top - 4, kind),
+                _cross(side, top - 4, kind),
+            )
+            body.append(f'{marks[part]}<text x="{side + 14}" y="{top}">{p} {what}</text>')
+    text = "; ".join(
+        f"{n['sessions']} sessions: p50 {n['measured_ms_p50']:.1f}, p99 {n['measured_ms_p99']:.1f}"
+        for n in found
+    )
+    return svg(base + 44, "Ticks at every number of sessions, in ms", text, body)
+
+
+def _flat(x: float, y: float, kind: str) -> str:
+    return f'<polyline class="line-{kind}" points="{x - 7},{y} {x + 7},{y}"/>'
+
+
+def _cross(x: float, y: float, kind: str) -> str:
+    return (
+        f'<line class="line-{kind}" x1="{x - 5:.1f}" x2="{x + 5:.1f}" y1="{y - 5:.1f}" '
+        f'y2="{y + 5:.1f}"/><line class="line-{kind}" x1="{x - 5:.1f}" x2="{x + 5:.1f}" '
+        f'y1="{y + 5:.1f}" y2="{y - 5:.1f}"/>'
+    )
+
+
 def strip(samples: Sequence[dict[str, Any]]) -> str:
     """Power and clock of a GPU over the run; "" where there are fewer than two samples."""
     if len(samples) < 2:
@@ -159,4 +219,5 @@ def strip(samples: Sequence[dict[str, Any]]) -> str:
         )
     held = sorted({reason for s in samples for reason in s["held_back_by"]})
     text = f"{len(samples)} samples; clocks held back by: {', '.join(held) or 'nothing'}."
+    body.append(_below(WIDTH - RIGHT, 190, f"{last / 1000:.1f} s; {text}"))
     return svg(height, "Power and clock of the GPU", text, body)

@@ -15,6 +15,9 @@ CALLS = "calls"
 """What binds an op whose time its bytes and flops explain to less than a quarter."""
 EXPLAINED = 0.25
 
+NEAR = 0.10
+"""How far a predicted p50 may lie from the measured one."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -51,6 +54,53 @@ class Loss:
     @property
     def of_floor(self) -> float | None:
         return None if self.floor_ms is None or not self.ms else self.floor_ms / self.ms
+
+
+@dataclass(frozen=True)
+class Told:
+    """A prediction beside what was measured at one number of sessions.
+
+    off    of its p50 against the measured one
+    over   of its p99
+    holds  p50 within NEAR, p99 not below
+    """
+
+    sessions: int
+    off: float
+    over: float
+
+    @property
+    def holds(self) -> bool:
+        return abs(self.off) <= NEAR and self.over >= 0
+
+
+def told(profile: Profile, name: str) -> list[Told]:
+    """name: "predicted" (before that number was measured) or "fitted" (to ticks beside those it is
+    compared with); numbers of which nothing was predicted are left out.
+    """
+    found = []
+    for level in profile["levels"]:
+        p50, p99 = level[f"{name}_ms_p50"], level[f"{name}_ms_p99"]
+        if p50 is not None:
+            off, over = p50 / level["measured_ms_p50"] - 1, p99 / level["measured_ms_p99"] - 1
+            found.append(Told(level["sessions"], off, over))
+    return found
+
+
+def predictions(profile: Profile) -> list[str]:
+    """How good admission's predictions were, in words; nothing where there was no sweep."""
+    made = []
+    whats = {"fitted": "Fitted to other ticks", "predicted": "Before a number was measured"}
+    for name, what in whats.items():
+        if found := told(profile, name):
+            worst, least = max((abs(t.off), t.off) for t in found)[1], min(t.over for t in found)
+            good = sum(t.holds for t in found)
+            made.append(
+                f"{what}, admission's p50 is {worst:+.1%} off at worst (bar: {NEAR:.0%}) and its "
+                f"p99 {least:+.1%} from the measured one at least (bar: not below): both hold at "
+                f"{good} of {len(found)} numbers of sessions."
+            )
+    return made
 
 
 def middle(profile: Profile) -> NDArray[np.intp]:

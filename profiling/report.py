@@ -55,6 +55,7 @@ def html(profile: Profile) -> str:
                 profile["ticks"]["slack"], "Slack of each tick, in ms", "ms", "deadline"
             ),
         ),
+        ("Sessions", figures.levels(profile["levels"], profile["tick_ms"])),
         ("Roofline", figures.roofline(losses, profile["ceilings"])),
         ("GPU", figures.strip(profile["gpu"])),
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from microturn.profiling.document import PHASES, Profile
-from microturn.profiling.findings import losses, middle
+from microturn.profiling.findings import NEAR, losses, middle, predictions, told
 
 
 class Table(NamedTuple):
@@ -87,22 +87,34 @@ def levels(profile: Profile) -> Table:
         value = level[name]
         return "" if value is None else f"{value:.1f}"
 
-    names = [
-        f"{kind}_ms_{p}" for kind in ("measured", "predicted", "fitted") for p in ("p50", "p99")
-    ]
-    rows = tuple(
-        (str(level["sessions"]), str(level["ticks"]), *(ms(level, name) for name in names))
-        for level in profile["levels"]
-    )
+    kinds = ("measured", "fitted", "predicted")
+    names = [f"{kind}_ms_{p}" for kind in kinds for p in ("p50", "p99")]
+    verdicts = {
+        kind: {t.sessions: t for t in told(profile, kind)} for kind in ("fitted", "predicted")
+    }
+    rows = []
+    for level in profile["levels"]:
+        found = [by.get(level["sessions"]) for by in verdicts.values()]
+        says = ("" if t is None else f"{t.off:+.0%}, {t.over:+.0%}" for t in found)
+        holds = ("" if t is None else "yes" if t.holds else "no" for t in found)
+        each = (cell for pair in zip(says, holds, strict=True) for cell in pair)
+        numbers = (ms(level, name) for name in names)
+        rows.append((str(level["sessions"]), str(level["ticks"]), *numbers, *each))
     capacity = profile["capacity"]
-    note = (
-        f"ms from a tick's beginning until its outputs were out. predicted: before this number of "
-        f"sessions was measured, empty where nothing was; fitted: from all. The capacity line is "
-        f"{capacity['sessions']} sessions ({capacity['mark']}), with a margin of "
-        f"{capacity['margin_ms']:g} ms."
+    note = " ".join(
+        (
+            "ms from a tick's beginning until its outputs were out, of ticks held out. fitted: to "
+            "the other ticks of all numbers; predicted: before that number was measured; off: at "
+            f"p50, p99. Holds: p50 within {NEAR:.0%}, p99 not below.",
+            *predictions(profile),
+            f"The capacity line is {capacity['sessions']} sessions ({capacity['mark']}), with a "
+            f"margin of {capacity['margin_ms']:g} ms.",
+        )
     )
-    head = ("sessions", "ticks", *(name.replace("_ms_", " ") for name in names))
-    return Table("Sessions: measured and predicted", note, head, rows)
+    head = ["sessions", "ticks", *(name.replace("_ms_", " ") for name in names)]
+    for kind in verdicts:
+        head += [f"{kind} off", "holds"]
+    return Table("Sessions: measured and predicted", note, tuple(head), tuple(rows))
 
 
 def environment(profile: Profile) -> Table:

@@ -28,4 +28,4 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def captured(family: InteractionFamily, folder: Path) -> dict[str, Any]:
     """A real run of interaction-tiny, 2 sessions."""
     logging.getLogger("microturn.runtime.loop").setLevel(logging.ERROR)
-    return capture(family, Asked(2, TICKS, trace=folder / "trace.json"))
+    return capture(family, Asked((1, 2), TICKS, 4, trace=folder / "trace.json"))

@@ -20,7 +20,7 @@ SCREENS: dict[str, dict[str, Any]] = {
     "dark": {"width": 1000, "height": 800, "dark": True},
     "phone": {"width": 390, "height": 844, "phone": True},
 }
-FIGURES = ["Waterfall", "Slack", "Roofline", "GPU"]
+FIGURES = ["Waterfall", "Slack", "Sessions", "Roofline", "GPU"]
 LEAST_INK = 0.002
 """Of a figure's pixels; a lone title or frame has less."""
 

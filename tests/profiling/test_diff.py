@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from microturn.model.interaction import InteractionFamily
 from microturn.profiling import document
-from microturn.profiling.capture import Crowd
 from microturn.profiling.cli import app
+from microturn.profiling.crowd import Crowd
 from microturn.profiling.diff import Difference, diff, sentences, to_json
 from microturn.profiling.recorder import Recorder
 from microturn.profiling.statistics import holm, mann_whitney

@@ -97,7 +97,7 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(captured: dict[str, Any
     assert page.open == [] and len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert page.outside == ["data:,"] and "url(" not in text and page.count("script") == 0
-    assert page.count("svg") == 3 and "prefers-color-scheme: dark" in text
+    assert page.count("svg") == 4 and "prefers-color-scheme: dark" in text
     numbers = re.findall(r'(?:x|y|cx|cy|width|height|points|x1|y1)="([^"]*)"', text)
     assert numbers and not [n for n in numbers if "nan" in n or "inf" in n]
 
