@@ -127,8 +127,8 @@ def load(
     model = InteractionModel(config)
     model.reset_parameters(torch.Generator().manual_seed(seed))
     if preset in TRAINED_CODECS:
-        trained = load_mimi(TRAINED_CODECS[preset], config=config.codec)
-        model.codec.load_state_dict(trained.decoder.state_dict())
+        mimi = load_mimi(TRAINED_CODECS[preset], config=config.codec)
+        model.codec.load_state_dict(mimi.decoder.state_dict())
     ships = trained and preset in TRAINED
     if ships:
         read_learnt(model, TRAINED[preset], dtype, progress)
