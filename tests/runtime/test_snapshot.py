@@ -17,7 +17,7 @@ import killed_while_saving
 import numpy as np
 import pytest
 
-from microturn.runtime import CloseCode, RealClock, Runtime, Sampling, SnapshotError
+from microturn.runtime import CloseCode, RealClock, Runtime, Sampling, SnapshotError, Video
 from microturn.runtime.errors import QueueFull, RuntimeFull
 from microturn.runtime.gpu_engine import GpuEngine
 from microturn.runtime.graphs import InlineMachine
@@ -93,6 +93,17 @@ def test_a_session_goes_on_elsewhere_bit_for_bit(
     assert len(want) >= ticks * live + 5, "what was not read comes first"
     assert go_on(there, moved, tools, range(ticks + 1, ticks + 8)) == want
     assert moved.stats == session.stats and other.state == "live"
+
+
+def test_video_said_to_come_counts_where_the_session_goes_on(
+    make_runtime: MakeRuntime, family: Any, tmp_path: Path
+) -> None:
+    here, there = make_runtime(model=family), make_runtime(model=family)
+    session = here.open(video=Video(width=160, height=120, fps=4))
+    here.tick()
+    here.snapshot(session.id, tmp_path / "s")
+    there.restore(tmp_path / "s")
+    assert here._scheduler.images() == there._scheduler.images() == [6]
 
 
 def test_taking_a_snapshot_changes_nothing(
