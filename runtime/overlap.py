@@ -20,7 +20,12 @@ from microturn.runtime.scheduler import Gathered
 
 @runtime_checkable
 class Launches(Protocol):
-    """An engine whose step has two halves, with another tick's half between them."""
+    """An engine whose step has two halves, with another tick's half between them.
+
+    step_ms  what the device took for the tick collected last, without its wait for the host
+    """
+
+    step_ms: float
 
     def launch(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> Any: ...
     def collect(self, ticket: Any) -> TickOutputs: ...
@@ -35,7 +40,6 @@ class _Flying:
     gathered: Gathered
     timing: TickTiming
     ticket: Any
-    launched_ns: int
 
 
 class OverlappedLoop(TickLoop):
@@ -86,10 +90,9 @@ class OverlappedLoop(TickLoop):
             raise
         except Exception as error:
             return plan, self._apart(plan, inputs, gathered, timing, error)
-        launched_at = time.perf_counter_ns()
         late = self._hand_out()
         self._scheduler.settle(gathered, {row.session_id for row in plan.rows})
-        self._flying = _Flying(plan, inputs, gathered, timing, ticket, launched_at)
+        self._flying = _Flying(plan, inputs, gathered, timing, ticket)
         return plan, late
 
     def _apart(
@@ -104,7 +107,7 @@ class OverlappedLoop(TickLoop):
         tick before was late.
         """
         late = self._hand_out()
-        flying = _Flying(plan, inputs, gathered, timing, None, time.perf_counter_ns())
+        began = time.perf_counter_ns()
         engine = self._engine
         self._engine = _Raised(engine, error)
         try:
@@ -113,7 +116,8 @@ class OverlappedLoop(TickLoop):
             self._engine = engine
         if not stepped.parts:
             return late or self._clock.now() > plan.deadline
-        return self._account(flying, stepped) or late
+        flying = _Flying(plan, inputs, gathered, timing, None)
+        return self._account(flying, stepped, time.perf_counter_ns() - began) or late
 
     def _hand_out(self) -> bool:
         """Whether the outputs of the tick under way were late; False when there is none."""
@@ -122,12 +126,13 @@ class OverlappedLoop(TickLoop):
             return False
         assert isinstance(self._engine, Launches)
         outputs = self._engine.collect(flying.ticket)
-        return self._account(flying, Stepped(parts=[(flying.plan, outputs)]))
+        # A tick that was done early waited for the next one's launch: that is no work.
+        took = round(self._engine.step_ms * 1e6)
+        return self._account(flying, Stepped(parts=[(flying.plan, outputs)]), took)
 
-    def _account(self, flying: _Flying, stepped: Stepped) -> bool:
-        """Hands out and counts a tick whose step has just ended; whether it was late."""
+    def _account(self, flying: _Flying, stepped: Stepped, took: int) -> bool:
+        """Hands out and counts a tick that was stepped in so many ns; whether it was late."""
         stepped_at = time.perf_counter_ns()
-        took = stepped_at - flying.launched_ns
         slack, sessions = self._emit(flying.plan, flying.gathered, stepped, took)
         emit = time.perf_counter_ns() - stepped_at
         timing = dataclasses.replace(flying.timing, step=took, emit=emit, slack=slack)

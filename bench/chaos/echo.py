@@ -132,11 +132,12 @@ class Call:
 
 
 class Ticket(NamedTuple):
-    """A launched step, and when the device is done with it."""
+    """A launched step, when the device is done with it, and what that takes in ns."""
 
     plan: TickPlan
     made: TickOutputs
     ready: int
+    took: int
 
 
 class EchoEngine:
@@ -166,6 +167,7 @@ class EchoEngine:
         self.lost = False
         self._state = [State()] * num_slots
         self._busy = 0
+        self.step_ms = 0.0
 
     def step(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> TickOutputs:
         self._clock.advance(self.takes(len(plan.rows)))
@@ -176,13 +178,14 @@ class EchoEngine:
     def launch(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> Ticket:
         """See overlap.Launches: the device begins when it is done with what it was asked before."""
         made = self._made(plan, inputs)
-        begins = max(self._busy, self._clock.now())
-        self._busy = begins + self.takes(len(plan.rows))
-        return Ticket(plan, made, self._busy)
+        took = self.takes(len(plan.rows))
+        self._busy = max(self._busy, self._clock.now()) + took
+        return Ticket(plan, made, self._busy, took)
 
     def collect(self, ticket: Ticket) -> TickOutputs:
         self._clock.advance(max(0, ticket.ready - self._clock.now()))
         self.calls.append(Call(ticket.plan, self._clock.now(), False))
+        self.step_ms = ticket.took / 1e6
         return ticket.made
 
     def _made(self, plan: TickPlan, inputs: Mapping[str, RowInput]) -> TickOutputs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from microturn.bench.chaos.echo import EchoEngine, EchoFamily
 from microturn.runtime.clock import VirtualClock
 from microturn.runtime.engines import check_cuda
 from microturn.runtime.errors import ConfigError
@@ -110,6 +111,31 @@ def test_a_launch_that_raises_is_stepped_apart(
             "microturn_tick_seconds_count", {"phase": "slack"}
         ) == len(bits[-1])
     assert bits[0] == bits[1] and len(bits[0]) == 7
+
+
+def test_admission_counts_what_the_device_takes_and_not_its_wait_for_the_host() -> None:
+    """A tick that is launched is collected a period later, however short it was: taken for work,
+    that would leave no room for anybody.
+    """
+    clock = VirtualClock()
+    engine = EchoEngine(8, clock, lambda rows: (20 + 9 * rows) * 1_000_000)
+    with Runtime(
+        model=EchoFamily(),  # type: ignore[arg-type]
+        engine=engine,
+        clock=clock,
+        loop="overlapped",
+        admission="predict",
+        max_sessions=8,
+    ) as runtime:
+        sessions = [runtime.open() for _ in range(4)]
+        for _ in range(600):
+            runtime.tick()
+            for session in sessions:
+                session.poll()
+        summary = runtime.summary()
+        assert summary["misses"] == 0 and summary["predicted_sessions"] >= 7
+        assert summary["step_ms"]["max"] == pytest.approx(56, rel=1e-2)
+        runtime.open()
 
 
 def test_what_cannot_overlap_is_said(make_family: Any, make_runtime: MakeRuntime) -> None:
