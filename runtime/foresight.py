@@ -168,10 +168,10 @@ class Foresight:
         aged: bool = False,
     ) -> tuple[Sequence[int], Sequence[int]]:
         """ns of ticks with windows empty, and full."""
-        opened = _tick(self._shape, sessions, reset=True)
-        plan = _tick(self._shape, sessions, reads=reads, sees=sees)
-        inputs = _inputs(self._shape, plan)
-        engine.step(opened, _inputs(self._shape, opened))
+        opened = usual_plan(self._shape, sessions, reset=True)
+        plan = usual_plan(self._shape, sessions, reads=reads, sees=sees)
+        inputs = usual_inputs(self._shape, plan)
+        engine.step(opened, usual_inputs(self._shape, opened))
         young = [self._clocked(engine, plan, inputs) for _ in range(2 if aged else REPEATS)]
         if not aged:
             return young, ()
@@ -235,9 +235,10 @@ def doubling(most: int) -> Iterator[int]:
     yield most
 
 
-def _tick(
+def usual_plan(
     shape: TickShape, sessions: int, *, reads: int = 0, sees: int = 0, reset: bool = False
 ) -> TickPlan:
+    """A tick for measuring: slots 0.. hear and speak, and read or see so many rows each."""
     rows = tuple(
         RowPlan(
             session_id=f"measured-{slot}",
@@ -253,7 +254,8 @@ def _tick(
     return plan_of(0, 0, rows)
 
 
-def _inputs(shape: TickShape, plan: TickPlan) -> dict[str, RowInput]:
+def usual_inputs(shape: TickShape, plan: TickPlan) -> dict[str, RowInput]:
+    """Noise for all of them."""
     heard = np.random.default_rng(0).standard_normal(shape.input_samples) * 0.05
     audio = np.clip(heard, -1, 1).astype(np.float32)
     return {
