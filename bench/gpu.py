@@ -9,6 +9,8 @@ check  the tests of the kernels, on the GPU
 bench  microturn in every bench case: ops.json
 tick   the engine whole, small and at the published sizes: tick.json (see bench.gpu_tick)
 peers  the same with every peer beside it
+profile  a tick's graph taken apart by CUPTI: graph.json; wrong where its kernels and gaps are not
+       within 3 % of the graph's time (see profiling.gpu)
 
 Each part has a time box; what a box cuts off says so in its row. The document is written after
 every case, so what was measured is kept whatever happens. Exit code 1 when anything is wrong.
@@ -28,9 +30,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PARTS = ("warm", "check", "bench", "peers", "tick")
+PARTS = ("warm", "check", "bench", "peers", "tick", "profile")
 USUAL = PARTS[:4]
-SECONDS = {"warm": 110.0, "check": 170.0}
+SECONDS = {"warm": 110.0, "check": 170.0, "profile": 300.0}
 """The most a part takes; the bench takes what is left."""
 TOTAL_SECONDS = 560.0
 LEAST_SECONDS = 30.0
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         left = max(LEAST_SECONDS, asked.seconds - (time.monotonic() - begin))
         ends.append(("tick", *gpu_tick.run(asked, left)))
+    if "profile" in parts:
+        ends.append(("profile", *_profile(asked)))
     print()
     for part, good, says in ends:
         print(f"{part:<6} {'ok    ' if good else 'FAILED'}  {says}")
@@ -158,6 +162,21 @@ def _check(asked: argparse.Namespace) -> tuple[bool, str]:
         return False, f"not done after {SECONDS['check']:.0f} s, see {log}"
     last = next((line for line in reversed(lines) if re.search(r"\d+ \w+ in ", line)), "")
     return code == 0, last.strip("= ") or f"exit code {code}, see {log}"
+
+
+def _profile(asked: argparse.Namespace) -> tuple[bool, str]:
+    """In a process of its own: bench does not import profiling."""
+    command = [sys.executable, "-P", "-m", "microturn.profiling.gpu", "--out", str(asked.out)]
+    try:
+        ran = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS["profile"], check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"not done after {SECONDS['profile']:.0f} s"
+    lines = (ran.stdout + ran.stderr).strip().splitlines() or ["said nothing"]
+    for line in lines[:-1]:
+        print(line[:200])
+    return ran.returncode == 0, lines[-1][:300]
 
 
 def _absolute(environment: dict[str, str], root: Path) -> dict[str, str]:

@@ -72,14 +72,26 @@ def attribute(ticks: Sequence[Tick], family: object, itemsize: int) -> Attribute
     order = kinds.most_common(1)[0][0]
     kept = [tick for tick in once if _order(tick.steps[0].events) == order]
     middle = sorted(kept, key=_took)[len(kept) // 2].steps[0]
-    runs = _runs(middle, family, order)
+    lines = attribute_steps([tick.steps[0] for tick in kept], family, itemsize, middle)
+    keys = [key for key, _ in _runs(middle, family, order)]
+    example = tuple(_placed(middle.events, keys))
+    return Attributed(tuple(kept), tuple(lines), example, middle.start)
+
+
+def attribute_steps(
+    steps: Sequence[Step], family: object, itemsize: int, like: Step | None = None
+) -> list[Line]:
+    """Steps that ran the same ops in the same order, taken apart. like: the one whose calls are
+    counted and costed; None: the first.
+    """
+    like = steps[0] if like is None else like
+    runs = _runs(like, family, _order(like.events))
     keys = [key for key, _ in runs]
     costs: dict[Key, list[OpCall] | None] = {}
     for key, cases in runs:
         costs[key] = None if cases is None else (costs.get(key) or []) + cases
-    spent = [_spent(tick.steps[0], keys) for tick in kept]
-    example = tuple(_placed(middle.events, keys))
-    calls = Counter(key for key, _ in example)
+    spent = [_spent(step, keys) for step in steps]
+    calls = Counter(key for key, _ in _placed(like.events, keys))
     lines = []
     for key in dict.fromkeys(key for each in spent for key in each):
         cases = [] if key.op == BETWEEN else costs[key]
@@ -93,7 +105,7 @@ def attribute(ticks: Sequence[Tick], family: object, itemsize: int) -> Attribute
                 tuple(each.get(key, 0) for each in spent),
             )
         )
-    return Attributed(tuple(kept), tuple(lines), example, middle.start)
+    return lines
 
 
 def _took(tick: Tick) -> int:

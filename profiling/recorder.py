@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from microturn.model.cost import TickWork
 from microturn.model.interaction.step import ROWS
 from microturn.profiling.ranges import Run, op_ranges
-from microturn.runtime import Runtime
-from microturn.runtime.metrics import TickTiming
+
+if TYPE_CHECKING:
+    from microturn.runtime import Runtime
+    from microturn.runtime.metrics import TickTiming
 
 
 class Event(NamedTuple):
