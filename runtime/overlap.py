@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from microturn.runtime.clock import Grid
 from microturn.runtime.engine import Engine, RowInput, TickOutputs
@@ -54,13 +54,15 @@ class OverlappedLoop(TickLoop):
 
     _flying: _Flying | None = None
 
+    @property
+    def _device(self) -> Launches:
+        return cast(Launches, self._engine)  # asking whether it is one takes longer than a session
+
     def drain(self) -> None:
         """Hands out the tick that is still under way."""
         self._hand_out()
 
     def _run(self, tick: int, grid: Grid) -> tuple[TickPlan, bool]:
-        engine = self._engine
-        assert isinstance(engine, Launches)
         woke = self._clock.now()
         began = time.perf_counter_ns()
         flying = self._flying
@@ -84,7 +86,7 @@ class OverlappedLoop(TickLoop):
         if self._scheduler.suspects:
             return plan, self._apart(plan, inputs, gathered, timing, None)
         try:
-            ticket = engine.launch(plan, inputs)
+            ticket = self._device.launch(plan, inputs)
         except EngineLost:
             self._scheduler.settle(gathered, ())
             raise
@@ -124,10 +126,9 @@ class OverlappedLoop(TickLoop):
         flying, self._flying = self._flying, None
         if flying is None:
             return False
-        assert isinstance(self._engine, Launches)
-        outputs = self._engine.collect(flying.ticket)
+        outputs = self._device.collect(flying.ticket)
         # A tick that was done early waited for the next one's launch: that is no work.
-        took = round(self._engine.step_ms * 1e6)
+        took = round(self._device.step_ms * 1e6)
         return self._account(flying, Stepped(parts=[(flying.plan, outputs)]), took)
 
     def _account(self, flying: _Flying, stepped: Stepped, took: int) -> bool:
