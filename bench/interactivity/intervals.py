@@ -1,4 +1,4 @@
-"""95 % confidence intervals of shares and means over scenes."""
+"""95 % confidence intervals of shares, means and medians over scenes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
-    """low and high enclose the mean with 95 % confidence; `scenes` were seen."""
+    """low and high enclose the mean, or the median, with 95 % confidence; `scenes` were seen."""
 
     mean: float
     low: float
@@ -34,6 +34,20 @@ def estimate(values: Sequence[float]) -> Estimate:
     means = rng.choice(np.asarray(values, float), (RESAMPLES, count)).mean(1)
     low, high = (float(v) for v in np.quantile(means, (0.025, 0.975)))
     return Estimate(mean, low, high, count)
+
+
+def median(groups: Sequence[Sequence[float]]) -> Estimate:
+    """The median of all values of all groups, each what one scene had; its interval by a bootstrap
+    over scenes. Raises ValueError of no values.
+    """
+    kept = [np.asarray(group, float) for group in groups if len(group)]
+    if not kept:
+        raise ValueError("an estimate wants at least one value")
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(kept), (RESAMPLES, len(kept)))
+    medians = [float(np.median(np.concatenate([kept[i] for i in some]))) for some in drawn]
+    low, high = (float(v) for v in np.quantile(medians, (0.025, 0.975)))
+    return Estimate(float(np.median(np.concatenate(kept))), low, high, len(kept))
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

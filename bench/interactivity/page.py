@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
+from microturn.bench.interactivity.players import Job
+from microturn.bench.interactivity.reply import Reply
 from microturn.bench.interactivity.scene import Scene
 from microturn.bench.interactivity.speech import SAMPLE_RATE, Word
-from microturn.bench.interactivity.suite import WORDS, Played
+from microturn.bench.interactivity.suite import WORDS
 
 PIXELS = 60
 """Of a second."""
@@ -29,57 +34,79 @@ h2 { margin-top: 2.5rem; } small { opacity: .75; }
 """
 
 
+class Played(NamedTuple):
+    """One scene, its reply, and the words a recogniser heard of it (None: nobody listened)."""
+
+    scene: Scene
+    reply: Reply
+    heard: Sequence[Word] | None
+
+
 class Page:
-    """Collects scenes; `write` makes index.html beside the clips."""
+    """A folder of clips, each with a fragment of the page beside it: several processes, and runs
+    that go on with earlier ones, fill it together. `write` makes index.html of the fragments.
+    """
 
     def __init__(self, folder: Path, per_task: int = 4) -> None:
         self._folder, self._per_task = folder, per_task
-        self._sections: dict[str, list[str]] = {}
 
-    def add(self, provider: str, played: Played) -> None:
-        """Keeps the first few scenes of each task: a clip with the user on the left, the reply on
-        the right.
+    def add(self, provider: str, job: Job, played: Played) -> None:
+        """Keeps the first few scenes of each task and condition: a clip with the user on the left,
+        the reply on the right.
         """
-        scene = played.scene
-        kept = self._sections.setdefault(f"{scene.task}: {provider}", [])
-        if len(kept) >= self._per_task:
+        if job.number >= self._per_task:
             return
+        scene = played.scene
         self._folder.mkdir(parents=True, exist_ok=True)
-        clip = f"{provider}-{scene.name}.flac"
+        name = f"{job.task}-{job.condition}-{provider}-{job.number}"
         said = played.reply.audio
         right = np.zeros_like(scene.audio) if said is None else said[: len(scene.audio)]
         right = np.pad(right, (0, len(scene.audio) - len(right)))
         both = np.stack([scene.audio, np.clip(right, -1, 1)], 1)
-        soundfile.write(self._folder / clip, both, SAMPLE_RATE)
-        kept.append(
+        soundfile.write(self._folder / f"{name}.flac", both, SAMPLE_RATE)
+        body = (
             f"<h3>{escape(scene.name)}</h3>"
-            f'<audio controls preload="none" src="{escape(clip)}"></audio>'
+            f'<audio controls preload="none" src="{escape(name)}.flac"></audio>'
             f'<div class="scroll">{_timeline(played)}</div>'
         )
+        fragment = {"title": f"{job.task}, {job.condition}: {provider}", "body": body}
+        (self._folder / f"{name}.json").write_text(json.dumps(fragment), encoding="utf-8")
 
     def write(self) -> Path:
         """Gives the page's path."""
-        body = "".join(
-            f"<h2>{escape(title)}</h2>{''.join(parts)}" for title, parts in self._sections.items()
+        sections: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(self._folder.glob("*.json")):
+            fragment = json.loads(path.read_text(encoding="utf-8"))
+            sections[fragment["title"]].append(fragment["body"])
+        contents = "".join(
+            f'<li><a href="#{_anchor(title)}">{escape(title)}</a></li>' for title in sections
         )
+        body = "".join(
+            f'<h2 id="{_anchor(title)}">{escape(title)}</h2>{"".join(parts)}'
+            for title, parts in sections.items()
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "index.html"
         path.write_text(
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
             f"<title>microturn: what it heard and said</title><style>{STYLE}</style>"
             "<h1>What it heard and said</h1><p>Left: the user. Right: the reply. "
-            f"<small>{WORDS}</small></p>{body}",
+            f"<small>{WORDS}</small></p><ul>{contents}</ul>{body}",
             encoding="utf-8",
         )
         return path
+
+
+def _anchor(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title)
 
 
 def _timeline(played: Played) -> str:
     scene = played.scene
     width = round(scene.seconds * PIXELS) + 90
     height = LANE * len(LANES) + 24
-    heard = played.heard.words if played.heard is not None else ()
-    lanes = (scene.heard, _windows(scene), played.reply.words, heard)
+    lanes = (scene.heard, _windows(scene), played.reply.words, played.heard or ())
     parts = [f'<text x="0" y="{LANE * i + 17}">{name}</text>' for i, name in enumerate(LANES)]
     for index, (name, words) in enumerate(zip(LANES, lanes, strict=True)):
         parts += [_box(word, index, name) for word in words]

@@ -2,63 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from microturn.bench.interactivity import duplex
-from microturn.bench.interactivity.harness import Rules, converse
+from microturn.bench.interactivity import duplex, harness, lanes
+from microturn.bench.interactivity.harness import Rules
 from microturn.bench.interactivity.reply import Reply
 from microturn.bench.interactivity.scene import Scene
-from microturn.bench.interactivity.suite import BATCH, LEAK, Play
 from microturn.bench.interactivity.tasks import make_scene
-from microturn.bench.interactivity.turns import TurnSession, tune
+from microturn.bench.interactivity.tuning import Tuned, questions, tune
 
 if TYPE_CHECKING:
     from microturn.runtime import Runtime
 
 PROVIDERS = ("microturn", "harness", "silent")
+LANES = 16
+"""Sessions side by side: one of sixteen costs an eighth of one alone."""
+
+LEAK = "leak"
+"""The condition in which the model hears its own voice: clean scenes, the rest is the player's."""
 LEAK_DB = -30.0
-TUNING_SCENES = 12
 
 
-@contextmanager
-def player(
-    name: str, preset: str, checkpoint: Path | None, condition: str
-) -> Iterator[tuple[Play, str]]:
-    """How PROVIDERS[name] plays scenes, and what to note about it.
+class Job(NamedTuple):
+    """One scene under one condition."""
 
-    checkpoint: weights, in turn format for the harness; None: those of the preset. Raises
-    ValueError on an unknown name, and what loading raises.
+    task: str
+    split: str
+    number: int
+    condition: str
+
+    def scene(self) -> Scene:
+        room = "clean" if self.condition == LEAK else self.condition
+        return make_scene(self.task, self.split, self.number, condition=room)
+
+
+@dataclass(frozen=True)
+class Player:
+    """One of PROVIDERS and what it takes to play.
+
+    checkpoint   folder of weights, in turn format for the harness; None: those of the preset
+    rules        of the harness
+    temperature  of the text that is drawn; 0 takes the likeliest
     """
-    if name == "silent":
-        yield (lambda scenes: [Reply(()) for _ in scenes]), "says nothing"
-        return
-    if name not in PROVIDERS:
-        raise ValueError(f"unknown provider {name!r}; known: {', '.join(PROVIDERS)}")
-    with _runtime(preset, checkpoint, BATCH if name == "microturn" else 1) as runtime:
-        note = "trained weights" if runtime.family.trained else "untrained weights"
-        if name == "microturn":
-            leak = LEAK_DB if condition == LEAK else None
-            yield (lambda scenes: duplex.play(runtime, scenes, leak_db=leak)), note
+
+    name: str
+    preset: str = "interaction-tiny"
+    checkpoint: str | None = None
+    rules: Rules = field(default_factory=Rules)
+    lanes: int = LANES
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in PROVIDERS:
+            raise ValueError(f"unknown provider {self.name!r}; known: {', '.join(PROVIDERS)}")
+
+    def play(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Scene, Reply]]:
+        """As they end. Raises what loading the weights raises."""
+        if self.name == "silent":
+            yield from ((job, job.scene(), Reply(())) for job in jobs)
             return
-        rules = Rules()
-        if runtime.family.trained:  # noise has no best rules
-            questions = [make_scene("latency", "validation", n) for n in range(TUNING_SCENES)]
-            rules, right = tune(lambda scene, rules: _converse(runtime, scene, rules), questions)
-            note = f"{note}; {rules}, tuned to {100 * right:.0f} % of plain questions"
-        yield (lambda scenes: [_converse(runtime, scene, rules) for scene in scenes]), note
+        with self._runtime() as runtime:
+            cases = (self._case(runtime, job) for job in jobs)
+            for case, reply in lanes.play(runtime, cases, lanes.sampling(self.temperature)):
+                yield case.key, case.scene, reply
 
+    def tune(self) -> Tuned:
+        """The harness's best rules. Raises what loading the weights raises."""
+        with self._runtime() as runtime:
 
-def _converse(runtime: Runtime, scene: Scene, rules: Rules) -> Reply:
-    with closing(TurnSession(runtime)) as model:
-        return converse(scene, model, rules)
+            def converse(asked: Sequence[tuple[Scene, Rules]]) -> list[Reply]:
+                shape = runtime.family.shape
+                cases = (
+                    lanes.Case(index, scene, harness.live(scene, shape, rules))
+                    for index, (scene, rules) in enumerate(asked)
+                )
+                found = {case.key: reply for case, reply in lanes.play(runtime, cases)}
+                return [found[index] for index in range(len(asked))]
 
+            return tune(converse, questions())
 
-def _runtime(preset: str, checkpoint: Path | None, sessions: int) -> Runtime:
-    from microturn.model.interaction import load_family
-    from microturn.runtime import Runtime, VirtualClock
+    def trained(self) -> bool:
+        """Whether the weights are. Raises what loading them raises."""
+        from microturn.model.interaction import load_family
 
-    family = load_family(None if checkpoint else preset, checkpoint)
-    return Runtime(model=family, max_sessions=sessions, clock=VirtualClock(), input_queue_ms=1000)
+        return load_family(None if self.checkpoint else self.preset, self.checkpoint).trained
+
+    def _case(self, runtime: Runtime, job: Job) -> lanes.Case[Job]:
+        scene, shape = job.scene(), runtime.family.shape
+        if self.name == "harness":
+            return lanes.Case(job, scene, harness.live(scene, shape, self.rules))
+        leak = LEAK_DB if job.condition == LEAK else None
+        return lanes.Case(job, scene, duplex.live(scene, shape, leak_db=leak))
+
+    @contextmanager
+    def _runtime(self) -> Iterator[Runtime]:
+        from microturn.model.interaction import load_family
+        from microturn.runtime import Runtime, VirtualClock
+
+        family = load_family(None if self.checkpoint else self.preset, self.checkpoint)
+        with Runtime(model=family, max_sessions=self.lanes, clock=VirtualClock()) as runtime:
+            yield runtime

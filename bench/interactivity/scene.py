@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,18 @@ class Film:
 
 
 @dataclass(frozen=True, eq=False)
+class Reel:
+    """Pictures that were taken already, at `fps`."""
+
+    taken: Sequence[NDArray[np.uint8]]
+    fps: float = 10.0
+
+    def picture(self, time: float) -> NDArray[np.uint8]:
+        """The one at `time` seconds; the last after it."""
+        return self.taken[min(round(time * self.fps), len(self.taken) - 1)]
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """audio [n] fp32 at SAMPLE_RATE, film None where there is nothing to see.
 
@@ -75,7 +87,7 @@ class Scene:
     task: str
     split: str
     audio: Audio
-    film: Film | None
+    film: Film | Reel | None
     expected: tuple[Expected, ...]
     heard: tuple[Word, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)

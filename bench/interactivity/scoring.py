@@ -1,14 +1,17 @@
 """One scene's marks, by the published rules (spec/interaction.md 4) where there are some.
 
 A rule takes a scene and a reply and gives marks by name: numbers that are averaged over scenes,
-shares in [0, 1] unless the name says otherwise. `score` is the task's own figure. A mark that does
-not apply to a scene is left out and does not count.
+shares in [0, 1] unless the name says otherwise; or, where the name ends in "_median", one number
+for each event of the scene, and the median of all is what counts. `score` is the task's own figure.
+A mark that does not apply to a scene is left out and does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from microturn.bench.interactivity.intervals import Estimate, estimate, median
 from microturn.bench.interactivity.reply import Reply
 from microturn.bench.interactivity.scene import LATEST, Expected, Scene
 from microturn.bench.interactivity.speech import Word
@@ -16,7 +19,7 @@ from microturn.bench.interactivity.tasks.answering import LONGEST
 from microturn.bench.interactivity.tasks.counting import PACE
 from microturn.bench.interactivity.vocabulary import NUMBERS
 
-Marks = dict[str, float]
+Marks = dict[str, float | tuple[float, ...]]
 
 
 def on_time(scene: Scene, reply: Reply) -> Marks:
@@ -54,15 +57,16 @@ def match(
 
 def repetitions(scene: Scene, reply: Reply) -> Marks:
     """RepCount. The count is the last number said after the last but one true repetition ended.
-    score: it is off by one at most; exact: it is right.
+    score: it is off by one at most; exact: it is right; error_median: by how much it is too high.
     """
     ends = scene.facts["ends"]
     after = reply.between(ends[-2] if len(ends) > 1 else scene.facts["start"], scene.seconds)
     counts = [NUMBERS.index(word.text) for word in after if word.text in NUMBERS]
     if not counts:
         return {"score": 0.0, "exact": 0.0}
-    error = abs(counts[-1] - len(ends))
-    return {"score": float(error <= 1), "exact": float(error == 0)}
+    error = counts[-1] - len(ends)
+    marks = {"score": float(abs(error) <= 1), "exact": float(error == 0)}
+    return {**marks, "error_median": (float(error),)}
 
 
 def overlap(scene: Scene, reply: Reply) -> Marks:
@@ -109,20 +113,30 @@ def proactive(scene: Scene, reply: Reply) -> Marks:
 
 def interruption(scene: Scene, reply: Reply) -> Marks:
     """score: it was speaking when it was interrupted, and from 300 ms after the interruption on it
-    is silent.
+    is silent. was_speaking: the first of these; stopped: the second where the first holds.
     """
     begin, ends, until = (scene.facts[name] for name in ("begin", "ends", "until"))
     speaking = bool(reply.between(begin - 1.5 * PACE, begin))
     quiet = reply.last_sound(ends + LATEST, until) is None
-    return {"score": float(speaking and quiet), "was_speaking": float(speaking)}
+    marks = {"score": float(speaking and quiet), "was_speaking": float(speaking)}
+    return marks | ({"stopped": float(quiet)} if speaking else {})
 
 
 def carries_on(scene: Scene, reply: Reply) -> Marks:
-    """score: after each remark the next number follows within two beats."""
+    """score: after each remark a number follows within two beats. Apart from it the same for each
+    kind of remark, and `false_acknowledgements`: of remarks of whatever kind, those that it took
+    for a reason to stop.
+    """
     beats = 2 * PACE
-    followed = [bool(reply.between(end, end + beats)) for end in scene.facts["ends"]]
-    begun = bool(reply.words)
-    return {"score": float(begun and all(followed)), "stopped": 1 - sum(followed) / len(followed)}
+    followed = [
+        any(word.text in NUMBERS for word in reply.between(end, end + beats))
+        for end in scene.facts["ends"]
+    ]
+    kept = float(all(followed))
+    marks = {"score": kept, f"after_{scene.facts['kind']}": kept}
+    if any(word.text in NUMBERS for word in reply.words):
+        marks["false_acknowledgements"] = 1 - sum(followed) / len(followed)
+    return marks
 
 
 def resumption(scene: Scene, reply: Reply) -> Marks:
@@ -145,18 +159,24 @@ def _follows(word: Word, following: Word) -> bool:
 
 def promptness(scene: Scene, reply: Reply) -> Marks:
     """score: the share of questions answered right within LONGEST. Apart from it `take_over`, those
-    answered at all, and `latency_s`, the mean over these of the first word minus the question's
-    end.
+    answered at all; `latency_s_median`, of these the first word minus the question's end; and
+    `false_starts_per_minute` of the talk before questions, which wants no answer.
     """
-    right, waits = 0, []
-    for end, want in zip(scene.facts["ends"], scene.expected, strict=True):
-        said = reply.between(end, end + LONGEST)
-        if said:
-            waits.append(said[0].start - end)
-            right += said[0].text == want.word
-    asked = len(scene.expected)
-    marks = {"score": right / asked, "take_over": len(waits) / asked}
-    return marks | ({"latency_s": sum(waits) / len(waits)} if waits else {})
+    ends = scene.facts["ends"]
+    answers = [reply.between(end, end + LONGEST) for end in ends]
+    waits = tuple(said[0].start - end for end, said in zip(ends, answers, strict=True) if said)
+    right = [
+        bool(said) and said[0].text == want.word
+        for said, want in zip(answers, scene.expected, strict=True)
+    ]
+    marks: Marks = {"score": sum(right) / len(right), "take_over": len(waits) / len(right)}
+    if waits:
+        marks["latency_s_median"] = waits
+    minutes = sum(end - begin for begin, end in scene.facts["idle"]) / 60
+    if minutes:
+        uncalled = len(reply.words) - sum(map(len, answers))
+        marks["false_starts_per_minute"] = uncalled / minutes
+    return marks
 
 
 def false_starts(scene: Scene, reply: Reply) -> Marks:
@@ -177,6 +197,20 @@ RULES: Mapping[str, Callable[[Scene, Reply], Marks]] = {
     "latency": promptness,
     "idle": false_starts,
 }
+
+
+def gather(scored: Iterable[Mapping[str, float | Sequence[float]]]) -> dict[str, Estimate]:
+    """Of the marks of many scenes, the mean of each name, or the median."""
+    means: dict[str, list[float]] = defaultdict(list)
+    events: dict[str, list[Sequence[float]]] = defaultdict(list)
+    for marks in scored:
+        for name, value in marks.items():
+            if isinstance(value, Sequence):
+                events[name].append(value)
+            else:
+                means[name].append(value)
+    found = {name: estimate(values) for name, values in means.items()}
+    return found | {name: median(groups) for name, groups in events.items()}
 
 
 def score(scene: Scene, reply: Reply) -> Marks:

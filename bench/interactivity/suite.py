@@ -1,33 +1,27 @@
 """The `interactivity` suite: systems through the scenes of a split, scored.
 
 Rows add to schema 1: score in percent with low and high (95 %), count scenes, marks by name (see
-scoring.py). The case says task, split, condition and by what it was scored: the text stream, or
-what a recogniser heard in the audio.
+scoring.py), each with its interval. The case says task, split, condition and by what it was scored:
+the text stream, or what a recogniser heard in the audio. Two marks compare rows, scene by scene:
+`lost`, of a condition that is not clean, is the clean score minus this one; `text_minus_audio`, of
+a row scored by audio, is by how much the text stream scored better.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from microturn.bench.interactivity.intervals import Estimate, estimate
-from microturn.bench.interactivity.reply import Reply
-from microturn.bench.interactivity.scene import Scene
-from microturn.bench.interactivity.scoring import score
-from microturn.bench.interactivity.speech import Audio, Word
-from microturn.bench.interactivity.tasks import make_scene
-
-Play = Callable[[Sequence[Scene]], Sequence[Reply]]
-Ear = Callable[[Audio], tuple[Word, ...]]
-BATCH = 4
-"""Scenes played at once: what two cores step within a tick, roughly."""
-
-LEAK = "leak"
-"""The condition in which the model hears its own voice: clean scenes, the rest is the player's."""
+from microturn.bench.interactivity.ledger import Answer, Marks
+from microturn.bench.interactivity.players import LEAK, Job
+from microturn.bench.interactivity.scene import CONDITIONS
+from microturn.bench.interactivity.scoring import gather
 
 WORDS = "synthetic counterpart: ratios, not values, compare"
+EVERY = (*CONDITIONS, LEAK)
 
 
 class Published(NamedTuple):
@@ -36,6 +30,9 @@ class Published(NamedTuple):
     interaction: float
     turns: float
     silent: float
+
+    def of(self, provider: str) -> float:
+        return self[("microturn", "harness", "silent").index(provider)]
 
 
 PUBLISHED: Mapping[str, Published] = {
@@ -50,65 +47,79 @@ PUBLISHED: Mapping[str, Published] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is played: so many scenes of each task."""
+    """What is played: so many scenes of each task under each condition."""
 
     tasks: tuple[str, ...]
     count: int
     split: str = "test"
-    condition: str = "clean"
+    conditions: tuple[str, ...] = ("clean",)
 
-    @property
-    def room(self) -> str:
-        """What the scenes are made for."""
-        return "clean" if self.condition == LEAK else self.condition
-
-
-class Played(NamedTuple):
-    """One scene, its reply, and the reply as it was heard (None without an ear)."""
-
-    scene: Scene
-    reply: Reply
-    heard: Reply | None
+    def jobs(self) -> Iterator[Job]:
+        """All of them; those of each task and condition spread evenly, so that estimates made on
+        the way are of everything.
+        """
+        for number in range(self.count):
+            for condition in self.conditions:
+                for task in self.tasks:
+                    yield Job(task, self.split, number, condition)
 
 
-def run(
-    plan: Plan, play: Play, ear: Ear | None, watch: Callable[[Played], None] = lambda played: None
-) -> Iterator[tuple[str, str, dict[str, Estimate]]]:
-    """(task, "text" or "audio", estimates by mark), task by task; `watch` sees every scene."""
-    for task in plan.tasks:
-        marks: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for first in range(0, plan.count, BATCH):
-            scenes = [
-                make_scene(task, plan.split, number, condition=plan.room)
-                for number in range(first, min(first + BATCH, plan.count))
-            ]
-            for scene, reply in zip(scenes, play(scenes), strict=True):
-                heard = _hear(reply, ear)
-                for by, version in (("text", reply), ("audio", heard)):
-                    if version is not None:
-                        for name, value in score(scene, version).items():
-                            marks[by][name].append(value)
-                watch(Played(scene, reply, heard))
-        for by, found in marks.items():
-            yield task, by, {name: estimate(values) for name, values in found.items()}
+class _Key(NamedTuple):
+    provider: str
+    task: str
+    condition: str
+    by: str
 
 
-def _hear(reply: Reply, ear: Ear | None) -> Reply | None:
-    if ear is None or reply.audio is None:
-        return None
-    return Reply(ear(reply.audio), reply.audio)
+def rows(plan: Plan, answers: Iterable[Answer], notes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of the document, by provider, condition and task. notes: by provider."""
+    wanted = set(plan.jobs())
+    found: dict[_Key, dict[int, Marks]] = defaultdict(dict)
+    split: dict[_Key, str] = {}
+    for answer in answers:
+        if answer.job not in wanted:
+            continue
+        for by, marks in (("text", answer.text), ("audio", answer.audio)):
+            if marks is not None:
+                key = _Key(answer.provider, answer.job.task, answer.job.condition, by)
+                found[key][answer.job.number], split[key] = marks, answer.job.split
+    made = []
+    for provider in notes:
+        for condition in plan.conditions:
+            for task in plan.tasks:
+                for by in ("text", "audio"):
+                    key = _Key(provider, task, condition, by)
+                    if key in found:
+                        scored = [marks for _, marks in sorted(found[key].items())]
+                        marks = gather(scored) | _compared(key, found)
+                        made.append(row(key, split[key], marks, notes[provider]))
+    return made
 
 
-def row(
-    plan: Plan, provider: str, task: str, by: str, marks: Mapping[str, Estimate], note: str = ""
-) -> dict[str, Any]:
+def _compared(key: _Key, found: Mapping[_Key, Mapping[int, Marks]]) -> dict[str, Estimate]:
+    others = {"lost": key._replace(condition="clean"), "text_minus_audio": key._replace(by="text")}
+    return {
+        name: estimate(list(_differences(found[other], found[key])))
+        for name, other in others.items()
+        if other != key and other in found and found[other].keys() & found[key].keys()
+    }
+
+
+def _differences(first: Mapping[int, Marks], second: Mapping[int, Marks]) -> Iterator[float]:
+    for number in sorted(first.keys() & second.keys()):
+        one, other = first[number]["score"], second[number]["score"]
+        assert not isinstance(one, Sequence) and not isinstance(other, Sequence)
+        yield one - other
+
+
+def row(key: _Key, split: str, marks: Mapping[str, Estimate], note: str) -> dict[str, Any]:
     """A row of the document."""
     main = marks["score"]
     return {
         "op": "interactivity",
-        "case": f"task={task},split={plan.split},condition={plan.condition},scored={by}",
+        "case": f"task={key.task},split={split},condition={key.condition},scored={key.by}",
         "dtype": "fp32",
-        "provider": provider,
+        "provider": key.provider,
         "score": _percent(main.mean),
         "low": _percent(main.low),
         "high": _percent(main.high),

@@ -1,90 +1,179 @@
-"""The same network used turn by turn: what the harness talks to, and how the harness is tuned."""
+"""Scenes in turn format: what the same network, used turn by turn, is trained on.
+
+A scene is played through the harness to an ideal network; what that is fed, and what it answers, is
+a scene again: turns one after the other, each followed by its answer in silence. The same trainer
+makes scripts of it as of any scene, and trains on exactly what the harness feeds, as the same lines
+make both.
+
+An answer holds what is known when its turn is over: what the interaction model says between this
+turn and the next, word after word, without the waiting. A word asked for every few seconds is said
+once. What a picture shows only later is not known: nothing is said.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
-import soxr
+from numpy.random import Generator
 
-from microturn.bench.interactivity.duplex import spoken_words
-from microturn.bench.interactivity.harness import Rules, Turn
-from microturn.bench.interactivity.reply import Reply
-from microturn.bench.interactivity.scene import Scene
-from microturn.bench.interactivity.scoring import score
-from microturn.bench.interactivity.speech import SAMPLE_RATE, Utterance, Word
+from microturn.bench.interactivity.harness import Rules, live
+from microturn.bench.interactivity.lanes import Moment
+from microturn.bench.interactivity.scene import Expected, Reel, Scene
+from microturn.bench.interactivity.speech import Audio, Word
+from microturn.bench.interactivity.splits import Split
+from microturn.bench.interactivity.tasks import TASKS
+from microturn.bench.interactivity.tuning import AGGRESSIVENESS, SILENCES_MS
+from microturn.bench.interactivity.vocabulary import NUMBERS
+from microturn.model.family import TickShape
+from microturn.runtime.output import TextEvent
 
-if TYPE_CHECKING:
-    from microturn.runtime import Output, Runtime
+SLOTS_PER_WORD = 13
+"""Slots from one word of an answer to the next: the longest word, and a breath."""
 
-QUIET_MS = 800
-"""An answer is over once nothing was said for so long."""
-LONGEST_MS = 8_000
+COUNTING = ("interrupt", "backchannel", "pause")
+SEEING = ("repcount", "charades", "proactive")
 
 
-class TurnSession:
-    """One session that hears a turn, and only then, in silence, gives its answer. Between turns no
-    time passes for it. The runtime's clock must be by hand and have no other session.
-    """
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """A tick of the ideal network, as the harness reads it."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._session = runtime.open(seed=0)
-        self._shape = runtime.family.shape
+    start_ms: int
+    audio: Audio
+    words: tuple[TextEvent, ...] = ()
 
-    def answer(self, turn: Turn) -> Utterance:
-        """Words by the time from the answer's beginning; what it said during the turn is lost."""
-        piece, tick_ms = self._shape.input_samples, self._shape.tick_ms
-        ticks = -(-len(turn.audio) // piece)
-        heard = np.pad(turn.audio, (0, ticks * piece - len(turn.audio)))
-        shown = len(turn.pictures)
-        for k in range(ticks):
-            for picture in turn.pictures[k * shown // ticks : (k + 1) * shown // ticks]:
-                self._session.push_image(picture)
-            self._tick(heard[k * piece : (k + 1) * piece])
-        answer: list[Output] = []
-        quiet = 0
-        while quiet < QUIET_MS // tick_ms and len(answer) < LONGEST_MS // tick_ms:
-            answer.append(self._tick(np.zeros(piece, np.float32)))
-            quiet = 0 if answer[-1].words else quiet + 1
-        begin = answer[0].start_ms / 1000
-        words = spoken_words((event for output in answer for event in output.words), later=-begin)
-        audio = np.concatenate([output.audio for output in answer])
-        rate = self._shape.output_rate
-        return Utterance(
-            soxr.resample(audio, rate, SAMPLE_RATE).astype(np.float32),
-            tuple(Word(w.text, max(0.0, w.start), w.end) for w in words),
+
+@dataclass
+class _Turn:
+    """Where a turn lies in the scene and in what was fed; seconds."""
+
+    begin: float
+    fed: float
+    end: float
+
+
+@dataclass
+class _Ideal:
+    """Answers turns of a scene as their trainer would have it, and notes all that it meets."""
+
+    scene: Scene
+    shape: TickShape
+    moments: list[Moment] = field(default_factory=list)
+    turns: list[_Turn] = field(default_factory=list)
+    said: list[Expected] = field(default_factory=list)
+    _words: Iterator[str] = field(default_factory=lambda: iter(()))
+    _free: int = 0
+    """The slot in which the next word may begin."""
+
+    def meet(self, moment: Moment) -> Spoken:
+        tick = self.shape.tick_ms / 1000
+        now = len(self.moments)
+        listening = bool(self.moments) and self.moments[-1].at is not None
+        self.moments.append(moment)
+        words: tuple[TextEvent, ...] = ()
+        if moment.at is None:
+            if listening:
+                self._words, self._free = iter(self._answer()), now * self.shape.frames
+            words = tuple(self._speak(now))
+        elif not listening:
+            self.turns.append(_Turn(moment.at, now * tick, moment.at + tick))
+        else:
+            self.turns[-1].end = moment.at + tick
+        return Spoken(
+            now * self.shape.tick_ms, np.zeros(self.shape.output_samples, np.float32), words
         )
 
-    def close(self) -> None:
-        self._session.close()
+    def _speak(self, tick: int) -> Iterator[TextEvent]:
+        """A word that is due in this tick. It is heard once the tick is over: `Expected` says when,
+        in the middle of the slot, so that no rounding moves it.
+        """
+        seconds = self.shape.tick_ms / 1000
+        slot_s = seconds / self.shape.frames
+        first = tick * self.shape.frames
+        for slot in range(first, first + self.shape.frames):
+            if slot < self._free or (word := next(self._words, None)) is None:
+                continue
+            self._free = slot + SLOTS_PER_WORD
+            self.said.append(Expected(word, seconds + (slot + 0.5) * slot_s))
+            yield TextEvent(1000 * slot * slot_s, 0, f" {word}")
 
-    def _tick(self, audio: np.ndarray) -> Output:
-        self._session.push_audio(audio, SAMPLE_RATE)
-        self._runtime.tick()
-        output = self._session.poll()
-        if output is None:
-            raise RuntimeError(f"a tick gave no output ({self._session.closed_reason})")
-        return output
+    def _answer(self) -> tuple[str, ...]:
+        """To the last turn."""
+        scene, turn = self.scene, self.turns[-1]
+        if scene.task in SEEING:
+            return ()
+        begins = [word.start for word in scene.heard if word.start >= turn.end]
+        until = min(begins, default=scene.seconds)
+        if scene.task in COUNTING:
+            spoken = [word.end for word in scene.heard if word.end <= turn.end]
+            after = max(spoken, default=turn.end)
+            if not any(after < want.at < until for want in scene.expected):
+                return ()
+            last = NUMBERS.index(self.said[-1].word) if self.said else 0
+            return NUMBERS[last + 1 :]
+        due = tuple(want.word for want in scene.expected if turn.begin < want.at < until)
+        return due[:1] if scene.task == "timespeak" else due
+
+    def heard(self) -> tuple[Word, ...]:
+        """Every word of a turn, by the time it was fed."""
+        found = []
+        for turn in self.turns:
+            later = turn.fed - turn.begin
+            found += [
+                Word(word.text, max(turn.fed, word.start + later), word.end + later)
+                for word in self.scene.heard
+                if turn.begin < word.end <= turn.end
+            ]
+        return tuple(found)
 
 
-SILENCES_MS = (200, 300, 400, 500, 700)
-AGGRESSIVENESS = (1, 2, 3)
-
-
-def tune(play: Callable[[Scene, Rules], Reply], scenes: Sequence[Scene]) -> tuple[Rules, float]:
-    """The rules under which most plain questions are answered right, the promptest of equals; and
-    that share. First the silence that ends a turn is chosen, then the detector's aggressiveness.
-    scenes: of the task `latency`, from the validation split.
+def in_turns(scene: Scene, shape: TickShape, rules: Rules) -> Scene:
+    """`scene` as the harness feeds it to an ideal network in turn format. One tick of silence where
+    the harness hears nobody.
     """
+    ideal = _Ideal(scene, shape)
+    life = live(scene, shape, rules)
+    try:
+        moment = next(life)
+        while True:
+            moment = life.send(ideal.meet(moment))
+    except StopIteration:
+        pass
+    met = ideal.moments or [
+        Moment(
+            np.zeros(shape.input_samples, np.float32),
+            scene.film.picture(0.0) if scene.film is not None else None,
+        )
+    ]
+    taken = [moment.picture for moment in met if moment.picture is not None]
+    return replace(
+        scene,
+        audio=np.concatenate([moment.audio for moment in met]),
+        film=Reel(taken, 1000 / shape.tick_ms) if taken else None,
+        expected=tuple(ideal.said),
+        heard=ideal.heard(),
+        facts={},
+    )
 
-    def worth(rules: Rules) -> tuple[float, int]:
-        right = sum(score(scene, play(scene, rules))["score"] for scene in scenes) / len(scenes)
-        return right, -rules.silence_ms
 
-    silences = [replace(Rules(), silence_ms=ms) for ms in SILENCES_MS]
-    prompt = max(silences, key=worth)
-    best = max((replace(prompt, aggressiveness=a) for a in AGGRESSIVENESS), key=worth)
-    return best, worth(best)[0]
+Maker = Callable[[Split, Generator, str, str], Scene]
+
+
+def turn_makers(shape: TickShape) -> Mapping[str, Maker]:
+    """By task, what makes its scenes in turn format, under rules drawn from all that tuning may
+    choose.
+    """
+    return {task: partial(_make, maker, shape) for task, maker in TASKS.items()}
+
+
+def _make(
+    maker: Maker, shape: TickShape, split: Split, rng: Generator, name: str, condition: str
+) -> Scene:
+    scene = maker(split, rng, name, condition)
+    rules = Rules(
+        aggressiveness=int(rng.choice(AGGRESSIVENESS)), silence_ms=int(rng.choice(SILENCES_MS))
+    )
+    return in_turns(scene, shape, rules)

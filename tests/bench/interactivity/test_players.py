@@ -1,43 +1,42 @@
-"""The model tick by tick, the harness turn by turn, and the suite around them."""
+"""The model tick by tick and the harness turn by turn, side by side in the lanes of a runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from microturn.bench.interactivity import duplex, suite
+from microturn.bench.interactivity import duplex, harness, lanes
 from microturn.bench.interactivity.figures import Figure
-from microturn.bench.interactivity.harness import Rules, Turn, converse
-from microturn.bench.interactivity.page import Page
+from microturn.bench.interactivity.harness import Rules
+from microturn.bench.interactivity.lanes import Moment, Says
 from microturn.bench.interactivity.reply import Reply
-from microturn.bench.interactivity.scene import Expected, Film, Scene, Shot
-from microturn.bench.interactivity.speech import SAMPLE_RATE, Audio, Utterance, Voice, Word, say
-from microturn.bench.interactivity.turns import TurnSession, tune
+from microturn.bench.interactivity.scene import Film, Scene, Shot
+from microturn.bench.interactivity.speech import SAMPLE_RATE, Audio, Voice, say
+from microturn.model.family import TickShape
 from microturn.runtime.output import TextEvent
 
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("webrtcvad")
 
 TICK = 1600
+SHAPE = TickShape(100, 2, SAMPLE_RATE, TICK, SAMPLE_RATE, TICK, 1, 16, 64)
 
 
-def scene(audio: Audio, film: Film | None = None, task: str = "idle") -> Scene:
-    return Scene("a-scene", task, "test", audio, film, (), (), {"spoken_seconds": 1.0})
+def scene(audio: Audio, film: Film | None = None, name: str = "a-scene") -> Scene:
+    return Scene(name, "idle", "test", audio, film, (), (), {"spoken_seconds": 1.0})
 
 
 @dataclass
 class Parrot:
     """A session that repeats what it hears, and says "w ##ow" in a tick that is loud."""
 
-    loud_above: float = 0.05
     heard: list[Audio] = field(default_factory=list)
-    seen: int = 0
+    seen: list[Any] = field(default_factory=list)
     said: list[Any] = field(default_factory=list)
     closed_reason: str | None = None
 
@@ -46,7 +45,13 @@ class Parrot:
         self.heard.append(pcm)
 
     def push_image(self, image: Any) -> None:
-        self.seen += 1
+        self.seen.append(image)
+
+    def step(self) -> None:
+        start = 100 * (len(self.heard) - 1)
+        loud = float(np.abs(self.heard[-1]).max()) > 0.05
+        words = (TextEvent(start, 1, " w"), TextEvent(start + 50, 2, "ow")) if loud else ()
+        self.said.append(SimpleNamespace(audio=self.heard[-1], words=words, start_ms=start))
 
     def poll(self) -> Any:
         return self.said.pop(0) if self.said else None
@@ -56,49 +61,68 @@ class Parrot:
 
 
 class ParrotRuntime:
-    """As much of a Runtime as a player uses."""
+    """As much of a Runtime as lanes use."""
 
-    def __init__(self) -> None:
-        self.family = SimpleNamespace(
-            shape=SimpleNamespace(
-                input_rate=SAMPLE_RATE, input_samples=TICK, tick_ms=100, output_rate=SAMPLE_RATE
-            )
-        )
+    def __init__(self, slots: int = 4) -> None:
+        self.family = SimpleNamespace(shape=SHAPE)
         self.opened: list[Parrot] = []
+        self.most, self._slots = 0, slots
 
-    def open(self, seed: int) -> Parrot:
+    @property
+    def live(self) -> list[Parrot]:
+        return [session for session in self.opened if session.closed_reason is None]
+
+    @property
+    def free_slots(self) -> int:
+        return self._slots - len(self.live)
+
+    def open(self, seed: int, sampling: Any) -> Parrot:
         self.opened.append(Parrot())
         return self.opened[-1]
 
     def tick(self) -> None:
-        for session in self.opened:
-            if session.closed_reason is not None:
-                continue
-            start = 100 * (len(session.heard) - 1)
-            loud = float(np.abs(session.heard[-1]).max()) > session.loud_above
-            words = (TextEvent(start, 1, " w"), TextEvent(start + 50, 2, "ow")) if loud else ()
-            session.said.append(
-                SimpleNamespace(audio=session.heard[-1], words=words, start_ms=start)
-            )
+        self.most = max(self.most, len(self.live))
+        for session in self.live:
+            session.step()
+
+
+def play(runtime: Any, *scenes: Scene, leak_db: float | None = None) -> list[Reply]:
+    cases = [lanes.Case(i, s, duplex.live(s, SHAPE, leak_db=leak_db)) for i, s in enumerate(scenes)]
+    found = {case.key: reply for case, reply in lanes.play(runtime, cases)}
+    return [found[i] for i in range(len(scenes))]
 
 
 def test_what_a_tick_says_is_heard_after_it() -> None:
     audio = np.zeros(10 * TICK + 7, np.float32)
     audio[3 * TICK : 4 * TICK] = 0.5
-    film = Film((Shot(0.0, Figure()),))
-    runtime: Any = ParrotRuntime()
-    (first, second) = duplex.play(runtime, [scene(audio, film), scene(0 * audio)])
+    runtime = ParrotRuntime()
+    first, second = play(runtime, scene(audio, Film((Shot(0.0, Figure()),))), scene(0 * audio))
     assert [(word.text, round(word.start, 6)) for word in first.words] == [("wow", 0.4)]
-    assert second.words == () and runtime.opened[0].seen == 10
+    assert second.words == () and len(runtime.opened[0].seen) == 11
     assert first.audio is not None and len(first.audio) == 11 * TICK
     assert np.abs(first.audio[: 4 * TICK]).max() < 0.1 < np.abs(first.audio[4 * TICK :]).max()
+
+
+def test_as_one_scene_ends_the_next_takes_its_lane() -> None:
+    scenes = []
+    for index, ticks in enumerate((3, 9, 2, 0, 5, 4)):
+        audio = np.zeros(ticks * TICK, np.float32)
+        audio[(index % 2) * TICK : (index % 2 + 1) * TICK] = 0.5
+        scenes.append(scene(audio))
+    runtime = ParrotRuntime(slots=2)
+    replies = play(runtime, *scenes)
+    assert runtime.most == 2
+    assert [len(parrot.heard) for parrot in runtime.opened] == [3, 9, 2, 0, 5, 4]
+    for index, reply in enumerate(replies):
+        at = [round(word.start, 6) for word in reply.words]
+        assert at == ([] if index == 3 else [0.1 + 0.1 * (index % 2)])
 
 
 def test_its_own_voice_leaks_back_a_tick_later() -> None:
     audio = np.zeros(20 * TICK, np.float32)
     audio[2 * TICK : 6 * TICK] = 0.5
-    runtime: Any = ParrotRuntime()
-    duplex.play(runtime, [scene(audio)], leak_db=-30.0)
+    runtime = ParrotRuntime()
+    play(runtime, scene(audio), leak_db=-30.0)
     heard = np.concatenate(runtime.opened[0].heard)
     extra = np.abs(heard - audio)
     assert pytest.approx(float(extra.max()), rel=0.2) == 0.5 * 10**-1.5
@@ -111,16 +135,35 @@ def test_pieces_become_words() -> None:
     assert [(w.text, w.start) for w in words] == [("remind", 0.0), ("me", 0.1), ("stop", 0.4)]
 
 
-@dataclass
-class Answers:
-    """Says "one two three", a word a second."""
+def converse(scene: Scene, answer: Callable[[int], str | None]) -> tuple[Reply, list[Moment]]:
+    """The harness around a network that says answer(k) in tick k of an answer."""
+    met: list[Moment] = []
+    life, into = harness.live(scene, SHAPE, Rules()), 0
+    try:
+        moment = next(life)
+        while True:
+            into = 0 if moment.at is not None else into + 1
+            met.append(moment)
+            word = answer(into - 1) if into else "lost"
+            start = 100 * len(met)
+            words = (TextEvent(start + 50, 0, f" {word}"),) if word else ()
+            said: Says = Said(start, np.full(TICK, 0.2, np.float32), words)
+            moment = life.send(said)
+    except StopIteration as over:
+        reply: Reply = over.value
+    return reply, met
 
-    turns: list[Turn] = field(default_factory=list)
 
-    def answer(self, turn: Turn) -> Utterance:
-        self.turns.append(turn)
-        words = tuple(Word(w, float(i), i + 0.4) for i, w in enumerate(("one", "two", "three")))
-        return Utterance(np.full(3 * SAMPLE_RATE, 0.2, np.float32), words)
+@dataclass(frozen=True)
+class Said:
+    start_ms: int
+    audio: Audio
+    words: tuple[TextEvent, ...]
+
+
+def count(tick: int) -> str | None:
+    """A word every half second, three in all."""
+    return ("one", "two", "three")[tick // 5] if tick % 5 == 0 and tick < 15 else None
 
 
 def placed(seconds: float, *parts: tuple[float, str]) -> Audio:
@@ -131,73 +174,44 @@ def placed(seconds: float, *parts: tuple[float, str]) -> Audio:
     return audio.astype(np.float32)
 
 
+QUESTION = "what comes after seven"
+
+
 def test_a_turn_is_answered_once_it_is_over() -> None:
-    audio, model = placed(8, (1.0, "what comes after seven")), Answers()
-    end = 1.0 + say("what comes after seven", Voice("en-us")).seconds
-    reply = converse(scene(audio), model, Rules(silence_ms=400, thinking_ms=100))
-    (turn,) = model.turns
-    assert turn.start == pytest.approx(0.9, abs=0.15)
-    assert [word.text for word in reply.words] == ["one", "two", "three"]
-    assert reply.words[0].start == pytest.approx(end + 0.5, abs=0.15)
+    audio = placed(8, (1.0, QUESTION))
+    film = Film((Shot(0.0, Figure()), Shot(2.0, Figure(), present=False)))
+    reply, met = converse(scene(audio, film), count)
+    end = 1.0 + say(QUESTION, Voice("en-us")).seconds
+    turn = [moment for moment in met if moment.at is not None]
+    answer = met[len(turn) :]
+    assert turn[0].at == pytest.approx(0.9, abs=0.15)
+    assert len(turn) == pytest.approx(10 * (end + 0.4 - turn[0].at), abs=2)
+    assert all(moment.at is None and not moment.audio.any() for moment in answer)
+    assert len(answer) == 11 + 8, "over once nothing was said for 800 ms"
+    assert [word.text for word in reply.words] == ["one", "two", "three"], "nothing of the turn"
+    assert reply.words[0].start == pytest.approx(end + 0.55, abs=0.15)
+    assert reply.words[1].start - reply.words[0].start == pytest.approx(0.5)
     assert reply.audio is not None and reply.audio[round((end + 1) * SAMPLE_RATE)] > 0.1
+    assert np.array_equal(answer[-1].picture, turn[-1].picture), "the last picture stays"
+    seen = [moment.picture for moment in turn]
+    assert np.array_equal(seen[0], film.picture(float(turn[0].at or 0)))
 
 
 def test_speech_cancels_an_answer_and_is_the_next_turn() -> None:
-    first = say("what comes after seven", Voice("en-us")).seconds
-    audio, model = placed(9, (1.0, "what comes after seven"), (first + 2.6, "stop")), Answers()
-    reply = converse(scene(audio), model, Rules())
-    assert len(model.turns) == 2
-    assert [word.text for word in reply.words][:2] == ["one", "two"]
-    assert reply.words[2].text == "one", "the rest of the first answer is lost"
-    assert converse(scene(placed(3)), model, Rules()).words == ()
+    first = say(QUESTION, Voice("en-us")).seconds
+    audio = placed(9, (1.0, QUESTION), (first + 2.2, "stop"))
+    reply, met = converse(scene(audio), count)
+    texts = [word.text for word in reply.words]
+    assert texts[:2] == ["one", "two"] and texts[2] == "one", "the rest of the first is lost"
+    turns = [k for k, m in enumerate(met) if m.at is not None and (not k or met[k - 1].at is None)]
+    assert len(turns) == 2
+    cancelled = turns[1] - sum(moment.at is not None for moment in met[: turns[1]])
+    assert cancelled < 11, "what is cancelled is not even made"
+    silent, met = converse(scene(placed(3)), count)
+    assert silent.words == () and met == [] and silent.audio is not None
 
 
-def test_between_turns_no_time_passes_for_the_model() -> None:
-    runtime: Any = ParrotRuntime()
-    model = TurnSession(runtime)
-    quiet = np.zeros(3 * TICK, np.float32)
-    answer = model.answer(Turn(5.0, quiet, [np.zeros((4, 4, 3), np.uint8)] * 7))
-    assert answer.words == () and runtime.opened[0].seen == 7
-    assert len(runtime.opened[0].heard) == 3 + 8 and answer.seconds == pytest.approx(0.8)
-    loud = model.answer(Turn(50.0, quiet + 0.3))
-    assert loud.words == (), "what it says while it is spoken to is lost"
-
-
-def test_tuning_takes_the_promptest_of_the_best() -> None:
-    ends = {"ends": (1.0,), "idle": ()}
-    question = Scene(
-        "q", "latency", "validation", placed(3), None, (Expected("two", 1.2),), (), ends
-    )
-
-    def play(scene: Scene, rules: Rules) -> Reply:
-        right = rules.silence_ms >= 400 and rules.aggressiveness == 2
-        return Reply((Word("two" if right else "three", 1.5, 1.8),))
-
-    rules, share = tune(play, [question])
-    assert (rules.silence_ms, rules.aggressiveness, share) == (400, 2, 1.0)
-
-
-def test_the_suite_scores_text_and_sound_apart_and_draws_a_page(tmp_path: Path) -> None:
-    plan = suite.Plan(("idle",), count=3)
-    page = Page(tmp_path, per_task=2)
-
-    def play(scenes: Sequence[Scene]) -> list[Reply]:
-        return [Reply((), np.zeros(len(s.audio), np.float32)) for s in scenes]
-
-    def ear(audio: Audio) -> tuple[Word, ...]:
-        return (Word("ghost<", 1.0, 1.2),)
-
-    def watch(played: suite.Played) -> None:
-        page.add("microturn", played)
-
-    rows = [
-        suite.row(plan, "microturn", task, by, marks)
-        for task, by, marks in suite.run(plan, play, ear, watch)
-    ]
-    by_text, by_audio = rows
-    assert by_text["score"] == 100 and by_audio["score"] == 0 and by_text["count"] == 3
-    assert by_audio["case"] == "task=idle,split=test,condition=clean,scored=audio"
-    assert "ratios, not values, compare" in by_text["note"]
-    html = page.write().read_text()
-    assert html.count("<audio") == 2 and "ghost&lt;" in html
-    assert len(list(tmp_path.glob("*.flac"))) == 2
+def test_an_answer_has_an_end() -> None:
+    _, met = converse(scene(placed(25, (0.3, QUESTION))), lambda tick: "on")
+    answer = [moment for moment in met if moment.at is None]
+    assert len(answer) == harness.LONGEST_MS / 100

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from microturn.bench.interactivity.intervals import estimate
+from microturn.bench.interactivity.intervals import estimate, median
 from microturn.bench.interactivity.reply import Reply
 from microturn.bench.interactivity.scene import Scene
-from microturn.bench.interactivity.scoring import RULES, score
+from microturn.bench.interactivity.scoring import RULES, gather, score
 from microturn.bench.interactivity.speech import SAMPLE_RATE, Word
 from microturn.bench.interactivity.tasks import TASKS, make_scene
 from microturn.bench.interactivity.tasks.repcount import counted
@@ -78,10 +78,11 @@ def test_the_last_number_after_the_last_but_one_repetition_counts() -> None:
     ends = tuple(float(k) for k in range(1, 8))
     scene = replace(scene, facts={**scene.facts, "ends": ends, "start": 0.0})
     right = [(want.word, want.at) for want in counted(ends)]
-    assert score(scene, said(*right)) == {"score": 1, "exact": 1}
+    assert score(scene, said(*right)) == {"score": 1, "exact": 1, "error_median": (0.0,)}
     assert score(scene, said(*right[:-1]))["score"] == 1  # "six", within one
     assert score(scene, said(*right[:-1]))["exact"] == 0
     assert score(scene, said(*right[:-1], (NUMBERS[9], 7.2)))["score"] == 0
+    assert score(scene, said(*right[:-1], (NUMBERS[9], 7.2)))["error_median"] == (2.0,)
     assert score(scene, said(("seven", 5.5)))["score"] == 0, "too early to be the count"
 
 
@@ -120,14 +121,17 @@ def test_who_is_interrupted_falls_silent_to_the_ear_too() -> None:
     assert score(scene, Reply(reply.words, audio))["score"] == 0
     assert score(scene, said(("one", ends - 9)))["was_speaking"] == 0
     goes_on = Reply((*reply.words, Word("ten", ends + 0.6, ends + 0.9)))
-    assert score(scene, goes_on)["score"] == 0
+    assert score(scene, goes_on)["score"] == 0 and score(scene, goes_on)["stopped"] == 0
+    assert "stopped" not in score(scene, said(("one", ends - 9)))
 
 
 def test_a_remark_is_no_reason_to_stop() -> None:
     scene = make_scene("backchannel", "test", 0)
     cut = [(w.word, w.at) for w in scene.expected if w.at < scene.facts["ends"][-1]]
     marks = score(scene, said(*cut))
-    assert marks["score"] == 0 and 0 < marks["stopped"] < 1
+    assert marks["score"] == marks[f"after_{scene.facts['kind']}"] == 0
+    assert 0 < marks["false_acknowledgements"] < 1
+    assert "false_acknowledgements" not in score(scene, said()), "who never spoke stopped nothing"
 
 
 def test_who_waits_goes_on_with_the_next_number() -> None:
@@ -145,10 +149,21 @@ def test_latency_is_of_the_first_word_and_comes_with_how_many_were_answered() ->
         (w.word, end + 0.4) for w, end in zip(scene.expected, scene.facts["ends"], strict=True)
     ]
     marks = score(scene, said(*words))
-    assert marks["latency_s"] == pytest.approx(0.4) and marks["take_over"] == 1
+    assert marks["latency_s_median"] == pytest.approx([0.4] * len(words))
+    assert marks["take_over"] == 1
     marks = score(scene, said(("zero", words[0][1])))
     assert marks["score"] == 0 and marks["take_over"] == pytest.approx(1 / len(words))
-    assert "latency_s" not in score(scene, said())
+    assert "latency_s_median" not in score(scene, said())
+
+
+def test_talk_before_a_question_wants_no_answer() -> None:
+    scene = next(s for s in (make_scene("latency", "test", n) for n in range(9)) if s.facts["idle"])
+    (begin, end), *rest = scene.facts["idle"]
+    minutes = (end - begin + sum(b - a for a, b in rest)) / 60
+    marks = score(scene, said(("one", end + 0.2)))
+    assert marks["false_starts_per_minute"] == pytest.approx(1 / minutes)
+    asked = scene.facts["ends"][0]
+    assert score(scene, said(("one", asked + 0.2)))["false_starts_per_minute"] == 0
 
 
 def test_false_starts_are_counted_by_the_minute() -> None:
@@ -168,3 +183,13 @@ def test_intervals_enclose_their_mean() -> None:
     assert mean.low < mean.mean < mean.high and mean.scenes == 4
     with pytest.raises(ValueError, match="at least one"):
         estimate([])
+
+
+def test_medians_are_of_all_events() -> None:
+    middle = median([[0.1, 0.2], [], [0.9], [0.3, 0.3]])
+    assert middle.mean == pytest.approx(0.3) and middle.scenes == 3
+    assert middle.low <= 0.3 <= middle.high
+    found = gather([{"score": 1.0, "wait_median": (1.0, 3.0)}, {"score": 0.0}])
+    assert found["score"].mean == 0.5 and found["wait_median"].mean == 2
+    with pytest.raises(ValueError, match="at least one"):
+        median([[]])
