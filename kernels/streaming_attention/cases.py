@@ -188,7 +188,6 @@ CASES = (
 
 DTYPES = ("bf16", "fp8")
 NARROW_LOADS = {
-    "attend.k_ptr": "to be widened: keys of 8 bits come 8 bytes at a time",
     "attend.parts_ptr": "partials of this launch, in the L2",
     "append_rows.q_ptr": "a head a program, 128 values by 32 threads, in pairs that rope turns",
     "append_rows.k_in_ptr": "a head a program, 128 values by 32 threads, in pairs that rope turns",

@@ -10,7 +10,8 @@ leaves are those of the sinks, 0 and on, and from `gap` further on those of the 
 likewise. A group of which it has no leaf would change no bits (see `merge.py`) and is left out.
 
 q_ptr, out_ptr [T, H, D], stride_q, stride_out between rows
-k_ptr, v_ptr   arenas, k_table_ptr, v_table_ptr their page tables (see device/kv.py)
+k_ptr, v_ptr   arenas, k_table_ptr, v_table_ptr their page tables (see device/kv.py); of 8-bit ones
+               `attend` takes keys as int32, four each, and values as int16, two each
 r_ptr          [T, H, REL], stride_r between rows
 bank_ptr       [REL, EXTENT], strides stride_c, stride_d
 plan_ptr       int32, see `plan_step`
@@ -25,6 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from microturn.kernels.device.fp8 import from_e4m3_pairs, from_e4m3_quads
 from microturn.kernels.device.kv import as_kept, kv_row
 from microturn.kernels.device.rows import line_of_row, running_slot
 
@@ -474,6 +476,7 @@ def attend(
     TAU: tl.constexpr,
     PREFIX: tl.constexpr,
     STAGES: tl.constexpr,
+    FP8: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One range of leaves for one kv head, keys on the M side of the matrix instruction.
@@ -507,7 +510,13 @@ def attend(
     row_of_n = n // GROUP_PAD
     is_head = n % GROUP_PAD < GROUP
     head_of_n = head * GROUP + tl.minimum(n % GROUP_PAD, GROUP - 1)
-    kv_of_head = head * D
+    # So many to an element that a thread loads 16 bytes and has what the matrix unit takes of it.
+    KEYS: tl.constexpr = 4 if FP8 else 1
+    VALUES: tl.constexpr = 2 if FP8 else 1
+    K_D: tl.constexpr = D // KEYS
+    V_D: tl.constexpr = D // VALUES
+    k_d = tl.arange(0, BLOCK_D // KEYS)
+    v_d = tl.arange(0, BLOCK_D // VALUES)
     g_top = tl.full((BLOCK_Q,), NOTHING, tl.float32)
     g_total = tl.zeros((BLOCK_Q,), tl.float32)
     g_acc = tl.zeros((BLOCK_D, BLOCK_Q), tl.float32)
@@ -538,21 +547,32 @@ def attend(
         if f < stop:
             k_at = kv_row(arena_slot, first_key, k_table_ptr, capacity, pinned, PAGE_SIZE)
             v_at = kv_row(arena_slot, first_key, v_table_ptr, capacity, pinned, PAGE_SIZE)
-        k_rows = k_ptr + (k_at * (HKV * D) + kv_of_head) + (seen * (HKV * D))[:, None]
-        v_rows = v_ptr + (v_at * (HKV * D) + kv_of_head) + (seen * (HKV * D))[:, None]
+        k_rows = k_ptr + (k_at * HKV + head) * K_D + (seen * (HKV * K_D))[:, None]
+        v_rows = v_ptr + (v_at * HKV + head) * V_D + (seen * (HKV * V_D))[:, None]
         q_row = row + tl.minimum(row_of_n, rows - 1)
         q_rows = q_ptr + q_row.to(tl.int64)[:, None] * stride_q + (head_of_n * D)[:, None]
         if D == BLOCK_D:
-            k = tl.load(k_rows + d[None, :])
-            v = tl.load(v_rows + d[None, :])
+            k = tl.load(k_rows + k_d[None, :])
+            v = tl.load(v_rows + v_d[None, :])
             q = tl.load(q_rows + d[None, :])
         else:
-            k = tl.load(k_rows + d[None, :], mask=(d < D)[None, :], other=0.0)
-            v = tl.load(v_rows + d[None, :], mask=(d < D)[None, :], other=0.0)
+            k = tl.load(k_rows + k_d[None, :], mask=(k_d < K_D)[None, :], other=0)
+            v = tl.load(v_rows + v_d[None, :], mask=(v_d < V_D)[None, :], other=0)
             q = tl.load(q_rows + d[None, :], mask=(d < D)[None, :], other=0.0)
 
         distance = position - first_key - key
-        logits = tl.dot(k.to(q.dtype), tl.trans(q), input_precision="ieee") * scale
+        if FP8:
+            # The first two of every four products, then the last two.
+            k_first, k_last = from_e4m3_quads(k, q.dtype, PDL)
+            halves = q.reshape(BLOCK_Q, BLOCK_D // 4, 2, 2).permute(0, 1, 3, 2)
+            q_first, q_last = halves.split()
+            q_first = tl.trans(q_first.reshape(BLOCK_Q, BLOCK_D // 2))
+            q_last = tl.trans(q_last.reshape(BLOCK_Q, BLOCK_D // 2))
+            logits = tl.dot(k_first, q_first, input_precision="ieee")
+            logits = tl.dot(k_last, q_last, logits, input_precision="ieee") * scale
+            v = from_e4m3_pairs(v, q.dtype, PDL)
+        else:
+            logits = tl.dot(k.to(q.dtype), tl.trans(q), input_precision="ieee") * scale
         if BIAS:  # noqa: SIM102 (known when compiled)
             if position - first_key - (LEAF - 1) < EXTENT:
                 logits += _bias(

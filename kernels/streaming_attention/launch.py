@@ -127,6 +127,11 @@ def _arenas(state: KVState) -> tuple[KVArguments, KVArguments]:
             f"streaming_attention: k and v must be kept alike, got capacity, pinned and page size "
             f"{k[2:]} of {k.data.dtype} and {v[2:]} of {v.data.dtype}"
         )
+    if k.data.dtype == torch.float8_e4m3fn and k.data.shape[3] % 16:
+        raise ValueError(
+            f"streaming_attention: 8-bit keys and values are read 16 at a time, got heads of "
+            f"{k.data.shape[3]}; pad them to a multiple of 16 or keep 16 bits"
+        )
     return k, v
 
 
@@ -199,12 +204,14 @@ def streaming_attention_kernel(
         return y
     k, v = _arenas(state)
     num_kv_heads = k.data.shape[2]
+    fp8 = k.data.dtype == torch.float8_e4m3fn
     group_pad = triton.next_power_of_2(num_heads // num_kv_heads)
     config = choose(
         "streaming_attention",
         device=device_name(x.q.device),
         Q=rows.line_bound * group_pad,
         bytes=head_dim * k.data.element_size(),
+        fp8=fp8,
     )
     programs = num_sms(x.q.device) * config.pop("CTAS")
     sizes = sizes_of(
@@ -231,8 +238,8 @@ def streaming_attention_kernel(
         q,
         r,
         bank,
-        k.data,
-        v.data,
+        k.data.view(torch.int32) if fp8 else k.data,
+        v.data.view(torch.int16) if fp8 else v.data,
         k.table,
         v.table,
         y,
@@ -266,6 +273,7 @@ def streaming_attention_kernel(
         SINKS=weights.num_sink_tokens,
         BIAS=bias,
         TAU=weights.log_floor is not None,
+        FP8=fp8,
         pdl=True,
         **config,
     )

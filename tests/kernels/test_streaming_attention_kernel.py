@@ -4,10 +4,14 @@ planted bugs.
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +66,11 @@ def config(monkeypatch: pytest.MonkeyPatch, programs: int, **use: object) -> Ite
 
 
 def layer(
-    device: str, kind: str = "ring", sinks: int = 0, window: int = WINDOW
+    device: str,
+    kind: str = "ring",
+    sinks: int = 0,
+    window: int = WINDOW,
+    kept: torch.dtype = torch.float32,
 ) -> tuple[AttentionWeights, KVState]:
     """4 query heads on 2 kv heads of 16, 3 slots of arenas full of random past, for windows of up
     to WINDOW.
@@ -84,7 +92,7 @@ def layer(
     table = torch.randperm(slots * leaves, generator=g).view(slots, leaves).int()
     arenas: list[Ring | Pages] = []
     for _ in range(2):
-        data = torch.randn(slots, spec.capacity, 2, 16, generator=g)
+        data = torch.randn(slots, spec.capacity, 2, 16, generator=g).to(kept)
         if kind == "ring":
             arenas.append(Ring(data, spec.pinned))
         else:
@@ -112,7 +120,11 @@ def copy(state: KVState) -> KVState:
     return map_tensors(torch.clone, state)
 
 
-ARENAS = {"ring": ("ring", 0), "pages with sinks": ("pages", 130)}
+ARENAS = {
+    "ring": ("ring", 0),
+    "pages with sinks": ("pages", 130),
+    "ring in 8 bits": ("ring", 0, WINDOW, torch.float8_e4m3fn),
+}
 AT, ROWS = 4000, 5
 
 
@@ -135,6 +147,7 @@ def alone(arena: str, device: str) -> Tensor:
         ("ring", 2, {}),  # one program a kv head
         ("ring", 10, {"PREFIX": False}),
         ("ring", 4, {"BLOCK_Q": 64}),
+        ("ring in 8 bits", 4, {"BLOCK_Q": 32}),
         ("pages with sinks", 2, {}),
         ("pages with sinks", 4, {}),  # a range that ends after two of three groups
         ("pages with sinks", 8, {"BLOCK_Q": 32, "PREFIX": False}),
@@ -312,6 +325,33 @@ def test_what_8_bits_keep_is_rounded_as_torch_rounds(device: str) -> None:
     for arena, values in ((state.k, x.k), (state.v, x.v)):
         want = values.clamp(-448, 448).to(FP8).float()
         assert_bitwise_equal(arena.data[0, :8].float().nan_to_num(9), want.nan_to_num(9))
+
+
+def test_the_assembly_takes_each_byte_with_its_sign() -> None:
+    """The selectors of `prmt` as they stand in the source; the interpreter runs no assembly."""
+    source = Path(find_spec("microturn.kernels.device.fp8").origin).read_text()  # type: ignore[union-attr, arg-type]
+    [(high, low)] = re.findall(r'"0x(\w{4})" if HIGH else "0x(\w{4})"', source)
+
+    def permuted(word: int, selector: str) -> int:
+        both = [*word.to_bytes(4, "little"), 0, 0, 0, 0]
+        picked = ((both[n & 7], n & 8) for n in (int(c, 16) for c in reversed(selector)))
+        signs = bytes(255 * (byte >> 7) if sign else byte for byte, sign in picked)
+        return int.from_bytes(signs, "little")
+
+    for word in (0x00000000, 0x7F81FE01, 0x80017F80, 0x12345678, 0xFEDCBA98):
+        first, second, third, fourth = struct.unpack("<4b", struct.pack("<I", word))
+        for selector, pair in ((low, (first, second)), (high, (third, fourth))):
+            assert permuted(word, selector) == int.from_bytes(struct.pack("<2h", *pair), "little")
+
+
+def test_8_bit_heads_that_are_not_whole_loads_are_refused(device: str) -> None:
+    from microturn.kernels.draw import FP8
+
+    data = torch.zeros(1, 256, 2, 24, device=device).to(FP8)
+    x = AttentionInputs(*(torch.zeros(1, 2, 24, device=device) for _ in range(3)), None)
+    rows = RowBatch.build([0], [1], [0], device=device)
+    with pytest.raises(ValueError, match="heads of 24; pad them to a multiple of 16"):
+        kernel(x, AttentionWeights(100, 0.25), KVState(Ring(data), Ring(data)), rows)
 
 
 def test_the_worked_sizes() -> None:
