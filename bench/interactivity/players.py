@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from microturn.bench.interactivity import duplex, harness, lanes
+from microturn.bench.interactivity import duplex, harness
 from microturn.bench.interactivity.harness import Rules
+from microturn.bench.interactivity.lanes import Case, play, sampling
 from microturn.bench.interactivity.reply import Reply
 from microturn.bench.interactivity.scene import Scene
 from microturn.bench.interactivity.tasks import make_scene
@@ -66,7 +67,7 @@ class Player:
             return
         with self._runtime() as runtime:
             cases = (self._case(runtime, job) for job in jobs)
-            for case, reply in lanes.play(runtime, cases, lanes.sampling(self.temperature)):
+            for case, reply in play(runtime, cases, sampling(self.temperature)):
                 yield case.key, case.scene, reply
 
     def tune(self) -> Tuned:
@@ -76,10 +77,10 @@ class Player:
             def converse(asked: Sequence[tuple[Scene, Rules]]) -> list[Reply]:
                 shape = runtime.family.shape
                 cases = (
-                    lanes.Case(index, scene, harness.live(scene, shape, rules))
+                    Case(index, scene, harness.live(scene, shape, rules))
                     for index, (scene, rules) in enumerate(asked)
                 )
-                found = {case.key: reply for case, reply in lanes.play(runtime, cases)}
+                found = {case.key: reply for case, reply in play(runtime, cases)}
                 return [found[index] for index in range(len(asked))]
 
             return tune(converse, questions())
@@ -90,12 +91,12 @@ class Player:
 
         return load_family(None if self.checkpoint else self.preset, self.checkpoint).trained
 
-    def _case(self, runtime: Runtime, job: Job) -> lanes.Case[Job]:
+    def _case(self, runtime: Runtime, job: Job) -> Case[Job]:
         scene, shape = job.scene(), runtime.family.shape
         if self.name == "harness":
-            return lanes.Case(job, scene, harness.live(scene, shape, self.rules))
+            return Case(job, scene, harness.live(scene, shape, self.rules))
         leak = LEAK_DB if job.condition == LEAK else None
-        return lanes.Case(job, scene, duplex.live(scene, shape, leak_db=leak))
+        return Case(job, scene, duplex.live(scene, shape, leak_db=leak))
 
     @contextmanager
     def _runtime(self) -> Iterator[Runtime]:

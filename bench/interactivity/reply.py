@@ -21,12 +21,12 @@ class Reply:
         return tuple(word for word in self.words if start <= word.start < end)
 
     def last_sound(self, start: float, end: float) -> float | None:
-        """When the last sound of [start, end) ends: of the audio where there is some, else of the
-        words. None: there is none.
+        """When the last sound of [start, end) ends, or begins where there is no audio: words alone
+        do not say how long they sound. None: there is none.
         """
         if self.audio is None:
-            ends = [w.end for w in self.words if w.end > start and w.start < end]
-            return min(max(ends), end) if ends else None
+            words = self.between(start, end)
+            return words[-1].start if words else None
         begin = round(start * SAMPLE_RATE)
         piece = self.audio[begin : round(end * SAMPLE_RATE)]
         loud = abs(piece) > AUDIBLE

@@ -79,6 +79,7 @@ class Scene:
     """audio [n] fp32 at SAMPLE_RATE, film None where there is nothing to see.
 
     expected  what an ideal listener says, by time; scorers may use `facts` instead
+    hush      moments from which it is silent, in the middle of a word too, until the next word
     heard     every word spoken to it or around it
     facts     the truth that a task is scored by, plain values
     """
@@ -91,6 +92,7 @@ class Scene:
     expected: tuple[Expected, ...]
     heard: tuple[Word, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    hush: tuple[float, ...] = ()
 
     @property
     def seconds(self) -> float:

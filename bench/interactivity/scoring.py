@@ -28,7 +28,7 @@ def on_time(scene: Scene, reply: Reply) -> Marks:
     right, `spurious` words a minute; of cues, `while_spoken_to` those due while the other speaks.
     """
     right, rest = match(scene.expected, reply.words)
-    marks = {
+    marks: Marks = {
         "score": float(all(right) and not rest),
         "spurious_per_minute": 60 * len(rest) / scene.seconds,
     }
@@ -65,7 +65,7 @@ def repetitions(scene: Scene, reply: Reply) -> Marks:
     if not counts:
         return {"score": 0.0, "exact": 0.0}
     error = counts[-1] - len(ends)
-    marks = {"score": float(abs(error) <= 1), "exact": float(error == 0)}
+    marks: Marks = {"score": float(abs(error) <= 1), "exact": float(error == 0)}
     return {**marks, "error_median": (float(error),)}
 
 
@@ -100,7 +100,7 @@ def proactive(scene: Scene, reply: Reply) -> Marks:
     shown, until = scene.facts["shown"], scene.facts["until"]
     before = reply.between(scene.facts["asked"], shown)
     said = reply.between(shown, until)
-    marks = {"early": float(bool(before))}
+    marks: Marks = {"early": float(bool(before))}
     if before:
         return {"score": 0.0, **marks}
     if not said:
@@ -118,8 +118,10 @@ def interruption(scene: Scene, reply: Reply) -> Marks:
     begin, ends, until = (scene.facts[name] for name in ("begin", "ends", "until"))
     speaking = bool(reply.between(begin - 1.5 * PACE, begin))
     quiet = reply.last_sound(ends + LATEST, until) is None
-    marks = {"score": float(speaking and quiet), "was_speaking": float(speaking)}
-    return marks | ({"stopped": float(quiet)} if speaking else {})
+    marks: Marks = {"score": float(speaking and quiet), "was_speaking": float(speaking)}
+    if speaking:
+        marks["stopped"] = float(quiet)
+    return marks
 
 
 def carries_on(scene: Scene, reply: Reply) -> Marks:
@@ -133,7 +135,7 @@ def carries_on(scene: Scene, reply: Reply) -> Marks:
         for end in scene.facts["ends"]
     ]
     kept = float(all(followed))
-    marks = {"score": kept, f"after_{scene.facts['kind']}": kept}
+    marks: Marks = {"score": kept, f"after_{scene.facts['kind']}": kept}
     if any(word.text in NUMBERS for word in reply.words):
         marks["false_acknowledgements"] = 1 - sum(followed) / len(followed)
     return marks

@@ -156,6 +156,7 @@ def in_turns(scene: Scene, shape: TickShape, rules: Rules) -> Scene:
         expected=tuple(ideal.said),
         heard=ideal.heard(),
         facts={},
+        hush=(),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -70,6 +71,10 @@ def script(scene: Scene, lexicon: Lexicon) -> Script:
         text[slot] = lexicon.said[want.word]
         word[slot + 1 :], since[slot + 1 :] = index, np.arange(slots - slot - 1)
         starts.append((slot, index))
+    for moment in scene.hush:
+        first = ceil((moment - TICK_SLOTS * SLOT) / SLOT)
+        following = min((slot for slot, _ in starts if slot >= first), default=slots)
+        word[first : following + 1] = 0
     hearing = np.zeros(slots, np.int64)
     for heard in scene.heard:
         slot = int(heard.end / SLOT) + NOTED

@@ -28,6 +28,9 @@ PAUSES = ("wait", "wait please", "one moment", "hold on", "please wait", "wait a
 RESUMES = ("go on", "continue", "please go on", "you can go on", "please continue", "now go on")
 FIRST, PACE = 0.5, 1.0
 """Seconds from the end of the request to "one", and from one number to the next."""
+HUSH = 0.15
+"""Seconds from the end of "stop" or "wait" until whoever counts falls silent, within a number too.
+"""
 SILENT = 3.0
 """Seconds after an interruption that are listened to."""
 
@@ -41,7 +44,8 @@ def interrupt(split: Split, rng: Generator, name: str, condition: str) -> Scene:
     ends = take.say(order, begin)
     expected = _numbers(asked + FIRST, 1, ends)
     facts = {"asked": asked, "begin": begin, "ends": ends, "until": ends + SILENT}
-    return _scene("interrupt", split, rng, name, condition, take, ends + SILENT, expected, facts)
+    seconds, hush = ends + SILENT, (ends + HUSH,)
+    return _scene("interrupt", split, rng, name, condition, take, seconds, expected, facts, hush)
 
 
 def backchannel(split: Split, rng: Generator, name: str, condition: str) -> Scene:
@@ -75,7 +79,8 @@ def pause(split: Split, rng: Generator, name: str, condition: str) -> Scene:
     after = _numbers(resumed + FIRST, len(before) + 1, seconds - 0.3)
     facts = {"asked": asked, "paused": paused, "resumed": resumed, "until": seconds}
     expected = before + after
-    return _scene("pause", split, rng, name, condition, take, seconds, expected, facts)
+    hush = (paused + HUSH,)
+    return _scene("pause", split, rng, name, condition, take, seconds, expected, facts, hush)
 
 
 def _ask(split: Split, rng: Generator, take: Take, voice: Voice) -> float:
@@ -124,6 +129,7 @@ def _scene(
     seconds: float,
     expected: tuple[Expected, ...],
     facts: Mapping[str, object],
+    hush: tuple[float, ...] = (),
 ) -> Scene:
     audio = take.record(seconds, room_of(condition, rng), rng)
-    return Scene(name, task, split.name, audio, None, expected, take.heard, facts)
+    return Scene(name, task, split.name, audio, None, expected, take.heard, facts, hush)
