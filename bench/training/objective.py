@@ -77,7 +77,9 @@ def losses(
     total = by_text + guided + weights.depth * depth
     with torch.no_grad():
         right = logits.argmax(-1) == text
-    return Losses(total, by_text, due, pending, hearing, depth, _share(right[heard]), _share(right[said]))
+    return Losses(
+        total, by_text, due, pending, hearing, depth, _share(right[heard]), _share(right[said])
+    )
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
