@@ -25,5 +25,7 @@ def test_kernels_over_padded_buffers_make_the_tick_of_the_references() -> None:
     for tick in ticks:
         assert tick["text"] and tick["codes"] and tick["state"]
         assert tick["audio"] < 1e-5
+        ours, theirs = tick["experts"]
+        assert ours == theirs and min(ours) > 0
         want, got = tick["ok"]
         assert got[: len(want)] == want and all(got)

@@ -138,6 +138,7 @@ def main() -> None:
         print(
             json.dumps(
                 {
+                    "experts": [want.experts.tolist(), got.experts.tolist()],
                     "ok": [want.ok.tolist(), got.ok.tolist()],
                     "text": torch.equal(want.text_ids, got.text_ids[:, :speaking]),
                     "codes": torch.equal(want.codes, got.codes[:, :speaking]),
