@@ -83,7 +83,7 @@ def gate(op: Op) -> Iterator[Row]:
         raise ValueError(f"{op.name}: NARROW_LOADS names {', '.join(sorted(idle))} for nothing")
 
 
-_INTEGERS = ("!tt.ptr<i32", "!tt.ptr<i64")
+_INTEGERS = ("!tt.ptr<i16", "!tt.ptr<i32", "!tt.ptr<i64")
 _DOT = re.compile(r"tt\.dot .*-> tensor<(\d+)x(\d+)xf32>")
 
 
@@ -113,10 +113,10 @@ def narrow_streams(launch: Launch) -> dict[str, int]:
     less than 16.
 
     Streamed is a tensor of 64 KiB or more that is at least a hundredth of all that the kernel loads
-    from; of integers a tenth: packed values are more, what says where to look is less, and kernels
-    read a few of many. A kernel that finds its data by addresses kept in memory streams those,
-    whose sizes are not known here: a tenth of the bytes in their loads may come by narrow ones,
-    since gains lie beside matrices.
+    from. Integers are not, save in kernels of 8-bit data (FP8), which come packed into them: else
+    they say where to look, and kernels read a few of many. A kernel that finds its data by
+    addresses kept in memory streams those, whose sizes are not known here: a tenth of the bytes in
+    their loads may come by narrow ones, since gains lie beside matrices.
     """
     widths: dict[str, list[int]] = defaultdict(list)
     for load in loads_of(launch.compiled):
@@ -133,8 +133,9 @@ def narrow_streams(launch: Launch) -> dict[str, int]:
         if any(name.startswith("*") for name in widths):
             narrow = sum(width for width in widths[pointer] if width < WIDE)
             return pointer.startswith("*") and 10 * narrow >= sum(widths[pointer])
-        share = 10 if kinds[pointer].startswith(_INTEGERS) else 100
-        return launch.arguments.get(pointer, 0) >= max(LEAST_STREAM, read // share)
+        if kinds[pointer].startswith(_INTEGERS) and not launch.constants.get("FP8"):
+            return False
+        return launch.arguments.get(pointer, 0) >= max(LEAST_STREAM, read // 100)
 
     narrowest = {pointer: min(found) for pointer, found in widths.items() if streamed(pointer)}
     return {pointer: width for pointer, width in narrowest.items() if width < WIDE}
