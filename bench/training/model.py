@@ -52,6 +52,7 @@ class Training:
             lr=recipe.rate,
             betas=(0.9, 0.98),
             weight_decay=recipe.decay,
+            fused=True,
         )
         self._learning = learning
 
