@@ -40,9 +40,12 @@ def test_a_word_sounds_where_it_is_said_to() -> None:
 
 def test_voices_differ_and_repeat_themselves() -> None:
     low, high = (say("hello", Voice("en-us+m3", pitch=p)).audio for p in (10, 90))
+    text = "the weather has been strange all week"
+    trembling = say(text, Voice("en-us+f5")).audio  # draws random numbers
     say("something else in between", Voice("en-us+f2"))
     again = say("hello", Voice("en-us+m3", pitch=10)).audio
     assert np.array_equal(low, again)
+    assert np.array_equal(trembling, say(text, Voice("en-us+f5")).audio)
     assert low.shape != high.shape or not np.allclose(low, high)
 
 
