@@ -9,12 +9,12 @@ runs of the same op, and a run's bytes and flops are those of its cases.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from microturn.model.cost import CountsCost, OpCall
+from microturn.model.cost import CountsCost, OpCall, call_bytes
 from microturn.profiling.recorder import Event, Step, Tick
 
 BETWEEN = "between ops"
@@ -72,17 +72,22 @@ def attribute(ticks: Sequence[Tick], family: object, itemsize: int) -> Attribute
     order = kinds.most_common(1)[0][0]
     kept = [tick for tick in once if _order(tick.steps[0].events) == order]
     middle = sorted(kept, key=_took)[len(kept) // 2].steps[0]
-    lines = attribute_steps([tick.steps[0] for tick in kept], family, itemsize, middle)
+    lines = attribute_steps(
+        [tick.steps[0] for tick in kept], family, lambda call: call_bytes(call, itemsize), middle
+    )
     keys = [key for key, _ in _runs(middle, family, order)]
     example = tuple(_placed(middle.events, keys))
     return Attributed(tuple(kept), tuple(lines), example, middle.start)
 
 
 def attribute_steps(
-    steps: Sequence[Step], family: object, itemsize: int, like: Step | None = None
+    steps: Sequence[Step],
+    family: object,
+    nbytes: Callable[[OpCall], int],
+    like: Step | None = None,
 ) -> list[Line]:
-    """Steps that ran the same ops in the same order, taken apart. like: the one whose calls are
-    counted and costed; None: the first.
+    """Steps that ran the same ops in the same order, taken apart. nbytes: of a call; like: the step
+    whose calls are counted and costed, None: the first.
     """
     like = steps[0] if like is None else like
     runs = _runs(like, family, _order(like.events))
@@ -100,7 +105,7 @@ def attribute_steps(
             Line(
                 key,
                 calls[key],
-                sum(c.case.bytes(itemsize) for c in cases or ()) if known else None,
+                sum(map(nbytes, cases or ())) if known else None,
                 sum(c.case.flops for c in cases or ()) if known else None,
                 tuple(each.get(key, 0) for each in spent),
             )

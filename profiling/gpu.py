@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from microturn.model.cost import even
+from microturn.model.cost import call_bytes, even
 from microturn.profiling import graph
 from microturn.profiling.attribution import BETWEEN, attribute_steps
 from microturn.runtime.ceilings import Ceilings
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 REPLAYS = 20
 WARM = 10
+WIDTH = 2
+"""Bytes of all other values."""
 
 
 def document(
@@ -47,18 +49,17 @@ def document(
     graph_ms: Sequence[float],
     watched_ms: Sequence[float],
     ceilings: Ceilings,
-    itemsize: int = 2,
+    dtype: str = "bf16",
 ) -> dict[str, Any]:
-    """What is measured of it. graph_ms, watched_ms: of replays without the profiler and with it.
-    Raises ValueError where the trace is not of this graph.
+    """What is measured of it. dtype: of the stored weights; graph_ms, watched_ms: of replays
+    without the profiler and with it. Raises ValueError where the trace is not of this graph.
     """
     found = graph.replays(trace)
     every = [graph.place(replay, places) for replay in found]
     work = even(sessions, sessions * (1 + family.shape.frames), family.window_rows)
     lines = []
-    for line in attribute_steps(
-        [graph.step_of(placed, work) for placed in every], family, itemsize
-    ):
+    steps = [graph.step_of(placed, work) for placed in every]
+    for line in attribute_steps(steps, family, lambda call: call_bytes(call, WIDTH, dtype)):
         known = line.bytes is not None and line.flops is not None
         floor = ceilings.floor_us(line.bytes or 0, line.flops or 0) if known else None
         us = median(line.ns) / 1e3
@@ -151,6 +152,7 @@ def capture(preset: str, dtype: str, sessions: int, out: Path) -> dict[str, Any]
         graph_ms=graph_ms,
         watched_ms=watched_ms,
         ceilings=ceilings,
+        dtype=dtype,
     )
 
 

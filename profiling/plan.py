@@ -6,23 +6,27 @@ the weights as `place` stores them. A tick's step is
     sum over ops of  max(bytes / memory rate, flops / product rate) / attained
         + launches + exchanges between ranks
 
-with one launch an op at least. An exchange is an all-reduce of a pass's rows in 16 bits: the time
-of a small one, and 2 (count - 1) / count of its bytes over the link. Every number carries a mark:
-"formula" (counted from sizes), "datasheet", "published" (measured by others), "assumed". "measured"
-and "fitted" stand in profiles and results of runs: no plan has any.
+with one launch an op at least. Of a machine that was profiled the rates are what it measured, each
+op attains what it did there, and what else the tick took stands for launches (`rates_of`). An
+exchange is an all-reduce of a pass's rows in 16 bits: the time of a small one, and
+2 (count - 1) / count of its bytes over the link. Every number carries a mark: "formula" (counted
+from sizes), "datasheet", "published" (measured by others), "assumed"; "measured" and "fitted" where
+a profile was given.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from microturn.model import cost
 from microturn.model.cost import EXCHANGE_US, EXCHANGES, OpCall, even
+from microturn.profiling.document import Profile
+from microturn.profiling.findings import losses, waterfall
 from microturn.profiling.gpus import Gpu
 from microturn.profiling.tables import Table
 from microturn.runtime.config import RuntimeConfig
@@ -44,6 +48,29 @@ WIDTH = 2
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What a machine makes of its rates.
+
+    attained     of both, in any op that by_op does not name
+    launch_us    between kernels
+    fixed_ms     of a tick, whatever is in it
+    measured     what was measured, None where the rates are a datasheet's
+    """
+
+    attained: float = ATTAINED
+    by_op: Mapping[str, float] = field(default_factory=dict)
+    launch_us: float = LAUNCH_US
+    fixed_ms: float = 0.0
+    measured: str | None = None
+
+    def of(self, op: str) -> float:
+        return self.by_op.get(op, self.attained)
+
+
+IDEAL = Rates(1.0)
+
+
+@dataclass(frozen=True)
 class Number:
     """mark: see above; note: where it comes from."""
 
@@ -60,7 +87,7 @@ class Level:
 
     parts        the floor of each part of the tick program: bytes or flops at the datasheet's rates
     floor_ms     their sum
-    exchange_ms, launch_ms  beside it
+    exchange_ms, launch_ms  beside it; launch_ms: with what a tick takes whatever is in it
     step_ms      what is expected: the floor over what is attained, and the two
     memory_gb    weights and state
     binds        "bytes", "flops", "exchanges" or "launches": what takes most of the step
@@ -113,34 +140,42 @@ def plan(
     context: int = 8192,
     dtype: str = "fp8",
     attained: float = ATTAINED,
+    rates: Rates | None = None,
+    at: Iterable[int] = (),
 ) -> Plan:
     """count: GPUs that share the model; context: keys that global layers see; dtype: of the
-    weights, "bf16" or "fp8". Raises ValueError, also where the model cannot be cut so.
+    weights, "bf16" or "fp8", on a CPU "fp32"; rates: of a machine that was profiled, in place of
+    attained; at: more numbers of sessions to show. Raises ValueError, also where the model cannot
+    be cut so.
     """
-    if dtype not in ("bf16", "fp8"):
-        raise ValueError(f"dtype is of the weights on a GPU, bf16 or fp8, got {dtype!r}")
+    known = ("bf16", "fp8") if rates is None else ("bf16", "fp8", "fp32")
+    if dtype not in known:
+        raise ValueError(f"dtype is of the weights, {' or '.join(known)}, got {dtype!r}")
     if not 0 < attained <= 1:
         raise ValueError(f"attained is a fraction of a rate, above 0 and at most 1, got {attained}")
+    rates = Rates(attained) if rates is None else rates
     family = family_of(preset, count, tick_ms, context, dtype)
     weights = weight_bytes(family.model) / 1e9
     each = sum(spec.bytes_per_slot for spec in family.arena_specs()) / 1e9
     room = gpu.memory_gb - RESERVE / 1e9 - weights
     margin = RuntimeConfig().admission_margin_ms
 
-    def level(sessions: int, of: float = attained) -> Level:
+    def level(sessions: int, of: Rates = rates) -> Level:
         return _level(family, gpu, count, sessions, dtype, of, weights + sessions * each)
 
     held = max(0, int(room / each))
     in_time = _most(lambda n: level(n).step_ms + margin <= tick_ms, held)
-    at_floor = _most(lambda n: level(n, 1.0).step_ms + margin <= tick_ms, held)
+    at_floor = _most(lambda n: level(n, IDEAL).step_ms + margin <= tick_ms, held)
     limit = "memory" if held <= in_time else "time"
-    shown = doubling(in_time) if in_time else ()
+    shown = sorted({*(doubling(in_time) if in_time else ()), *at})
+    mark = "datasheet" if rates.measured is None else "measured"
+    fitted = rates.measured is not None
     numbers = (
-        Number("memory of a GPU", gpu.memory_gb, "GB", "datasheet", gpu.source),
-        Number("memory rate", gpu.read_gbps, "GB/s", "datasheet", gpu.source),
-        Number("bf16 products", gpu.tflops, "TFLOP/s", "datasheet", gpu.source),
+        Number("memory of a GPU", gpu.memory_gb, "GB", mark, gpu.source),
+        Number("memory rate", gpu.read_gbps, "GB/s", mark, gpu.source),
+        Number("products", gpu.tflops, "TFLOP/s", mark, gpu.source),
         Number("link, one way", gpu.link_gbps, "GB/s", "datasheet", gpu.source),
-        Number("attained of both rates", attained, "", "assumed", "see ATTAINED in plan.py"),
+        *_attained(rates),
         Number("weights a GPU", weights, "GB", "formula", f"{dtype}, cut {count} ways"),
         Number("state of a session a GPU", 1000 * each, "MB", "formula", f"{context} keys"),
         Number("left for graphs", RESERVE / 1e9, "GB", "formula", "RESERVE of the engine"),
@@ -153,10 +188,18 @@ def plan(
             "published",
             "over NVLink; PCIe is slower",
         ),
-        Number("time between kernels", LAUNCH_US, "us", "published", "of a graph, on an H200"),
+        Number("time between kernels", rates.launch_us, "us", "published", "on an H200")
+        if not fitted
+        else Number("of a tick beside its ops", rates.fixed_ms, "ms", "fitted", gpu.source),
         Number("sessions that memory holds", held, "", "formula"),
-        Number("of them in time", in_time, "", "assumed", "at what is assumed to be attained"),
-        Number("of them in time at the floor", at_floor, "", "datasheet", "none gets past it"),
+        Number(
+            "of them in time",
+            in_time,
+            "",
+            "fitted" if fitted else "assumed",
+            "at what is attained",
+        ),
+        Number("of them in time at the floor", at_floor, "", mark, "none gets past it"),
     )
     return Plan(
         preset,
@@ -170,6 +213,32 @@ def plan(
         numbers,
         tuple(level(n) for n in shown),
     )
+
+
+def _attained(rates: Rates) -> Iterator[Number]:
+    if rates.measured is None:
+        note = "see ATTAINED in plan.py"
+        yield Number("attained of both rates", rates.attained, "", "assumed", note)
+    for op, share in rates.by_op.items():
+        yield Number(f"attained by {op}", share, "", "fitted", rates.measured or "")
+
+
+def rates_of(profile: Profile, memory_gb: float) -> tuple[Gpu, Rates]:
+    """A machine as a profile (see `document`) measured it. Raises ValueError where the profile has
+    no floors.
+    """
+    about = f"profile of {profile['case']}"
+    found = {loss.op: loss for loss in losses(profile) if loss.floor_ms and loss.ms}
+    if not found:
+        raise ValueError(f"the {about} has no floors of ops: its family does not say what it costs")
+    by_op = {op: share for op, loss in found.items() if (share := loss.of_floor)}
+    fixed = waterfall(profile)[1] - sum(loss.ms for loss in found.values())
+    every = sum(loss.floor_ms or 0 for loss in found.values()) / sum(n.ms for n in found.values())
+    ceilings = profile["ceilings"]
+    machine = Gpu(
+        profile["device"], memory_gb, ceilings["read_gbps"], ceilings["tflops"], 1.0, about
+    )
+    return machine, Rates(every, by_op, 0.0, max(0.0, fixed), about)
 
 
 def floors(calls: Iterable[OpCall], gpu: Gpu, dtype: str) -> Iterator[tuple[OpCall, float, float]]:
@@ -187,7 +256,7 @@ def call_bytes(call: OpCall, dtype: str) -> int:
 @lru_cache(maxsize=4096)
 def _cost(call: OpCall, dtype: str) -> tuple[int, int]:
     """Bytes and flops; the layers of a pass are alike."""
-    return cost.call_bytes(call, WIDTH, dtype), call.case.flops
+    return cost.call_bytes(call, 4 if dtype == "fp32" else WIDTH, dtype), call.case.flops
 
 
 def weight_bytes(model: Any) -> int:
@@ -211,25 +280,20 @@ def _level(
     count: int,
     sessions: int,
     dtype: str,
-    attained: float,
+    rates: Rates,
     memory_gb: float,
 ) -> Level:
     rows = sessions * (1 + family.shape.frames)
     found = list(floors(family.calls(even(sessions, rows, family.window_rows)), gpu, dtype))
     parts: dict[str, float] = {}
-    by_bytes = 0.0
+    taken = {"bytes": 0.0, "flops": 0.0}
     for call, nbytes, ms in found:
         parts[call.part] = parts.get(call.part, 0.0) + ms
-        by_bytes += ms if nbytes / gpu.read_gbps / 1e6 >= ms else 0.0
+        what = "bytes" if nbytes / gpu.read_gbps / 1e6 >= ms else "flops"
+        taken[what] += ms / rates.of(call.op)
     floor = sum(parts.values())
-    exchange = exchange_ms(family, gpu, count, sessions)
-    launch = len(found) * LAUNCH_US / 1000
-    taken = {
-        "bytes": by_bytes / attained,
-        "flops": (floor - by_bytes) / attained,
-        "exchanges": exchange,
-        "launches": launch,
-    }
+    taken["exchanges"] = exchange = exchange_ms(family, gpu, count, sessions)
+    taken["launches"] = launch = len(found) * rates.launch_us / 1000 + rates.fixed_ms
     return Level(
         sessions,
         sum(nbytes for _, nbytes, _ in found) / 1e9,
@@ -276,14 +340,19 @@ def sentence(made: Plan) -> str:
     gpus = f"{made.count} {made.gpu}" if made.count > 1 else f"one {made.gpu}"
     if not made.sessions:
         return f"{made.preset} in {made.dtype} does not fit {gpus}: {made.limit} is short."
-    last = made.levels[-1]
+    last = next(level for level in made.levels if level.sessions == made.sessions)
     return (
         f"{made.preset} in {made.dtype} on {gpus}: {made.sessions} sessions at a tick of "
         f"{made.tick_ms} ms and {made.context} keys, limited by {made.limit}; then a step is "
         f"expected to take {last.step_ms:.1f} ms (floor {last.floor_ms:.1f} ms), most of it "
-        f"{last.binds}. Nothing of this was measured"
+        f"{last.binds}. "
+        + ("Nothing of this was measured" if _guessed(made) else "Rates are the profile's")
         + ("; the runtime itself steps one GPU so far." if made.count > 1 else ".")
     )
+
+
+def _guessed(made: Plan) -> bool:
+    return not any(number.mark in ("measured", "fitted") for number in made.numbers)
 
 
 def numbers(made: Plan) -> Table:
@@ -333,11 +402,12 @@ def sizing(gpus: Iterable[Gpu], presets: Iterable[tuple[str, str, int, int]]) ->
     rows = []
     for gpu in gpus:
         cells = [_fewest(gpu, *preset) for preset in presets]
-        rows.append((gpu.name, f"{gpu.memory_gb:g} GB, {gpu.read_gbps / 1000:g} TB/s", *cells))
+        rows.append((gpu.name, f"{gpu.memory_gb:g} GB, {gpu.read_gbps / 1000:g} TB/s d", *cells))
     head = ("GPU", "datasheet", *(f"{name} {dtype}" for name, dtype, _, _ in presets))
     note = (
-        f"GPUs x sessions (at the floor), at {ATTAINED:.0%} of the datasheet's rates, which is "
-        f"assumed; not measured."
+        f"GPUs x sessions. d: by datasheets, bound by memory or in brackets by their rates, which "
+        f"none gets past; a: at {ATTAINED:.0%} of the rates, which is assumed. None is measured or "
+        f"fitted."
     )
     return Table("Sizing", note, head, tuple(rows))
 
@@ -349,5 +419,7 @@ def _fewest(gpu: Gpu, preset: str, dtype: str, tick_ms: int, context: int) -> st
         except ValueError:  # cannot be cut so
             break
         if made.sessions:
-            return f"{count} x: {made.sessions} ({made.numbers[-1].value:.0f})"
+            if made.limit == "memory":
+                return f"{count} x: {made.sessions} d"
+            return f"{count} x: {made.sessions} a ({made.numbers[-1].value:.0f} d)"
     return "no"
