@@ -82,7 +82,7 @@ class State(NamedTuple):
     """Of a slot: samples heard that were not silence, ids told, their hash, what was seen."""
 
     heard: int = 0
-    count: int = 0
+    ids: int = 0
     digest: int = 0
     seen: Seen = Seen()
 

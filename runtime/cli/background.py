@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from microturn.runtime.cli.errors import UsageError
 
@@ -34,7 +34,7 @@ def load_background(where: str) -> Background:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
-        found = import_module(module)
+        found: Any = import_module(module)
     except Exception as error:
         raise UsageError(
             f"--background: {module} cannot be imported: {type(error).__name__}: {error}"
@@ -49,4 +49,4 @@ def load_background(where: str) -> Background:
             f"--background: {where} is {kind}; name a function, or an object that can be called "
             f"with a DelegationRequest"
         )
-    return found  # type: ignore[no-any-return]
+    return cast("Background", found)

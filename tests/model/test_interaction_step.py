@@ -351,8 +351,9 @@ def test_experts_that_a_tick_touches_are_counted(
     family: InteractionFamily, monkeypatch: pytest.MonkeyPatch, speaking: int
 ) -> None:
     """Against what the routers said: rows and lines that only fill the buffers up count nothing."""
-    shape, driver, seen = family.shape, Driver(family), []
-    inner = mlp.router
+    shape, driver = family.shape, Driver(family)
+    seen: list[Any] = []
+    inner: Any = vars(mlp)["router"]
 
     def router(*args: Any) -> Any:
         seen.append(inner(*args))

@@ -118,9 +118,10 @@ def test_admission_counts_what_the_device_takes_and_not_its_wait_for_the_host() 
     that would leave no room for anybody.
     """
     clock = VirtualClock()
-    engine = EchoEngine(8, clock, lambda rows: (20 + 9 * rows) * 1_000_000)
+    family: Any = EchoFamily()
+    engine: Any = EchoEngine(8, clock, lambda rows: (20 + 9 * rows) * 1_000_000)
     with Runtime(
-        model=EchoFamily(),  # type: ignore[arg-type]
+        model=family,
         engine=engine,
         clock=clock,
         loop="overlapped",
