@@ -1,4 +1,4 @@
-"""95 % confidence intervals of shares, means and medians over scenes."""
+"""95 % confidence intervals of shares, means, medians and rates over scenes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 
 Z = 1.96
 RESAMPLES = 2000
+NONE_SEEN = 3.0
+"""Events expected of a process that stays silent with a probability of 5 %."""
 
 
 class Estimate(NamedTuple):
-    """low and high enclose the mean, or the median, with 95 % confidence; `scenes` were seen."""
+    """low and high enclose the mean (median, rate) with 95 % confidence; `scenes` were seen."""
 
     mean: float
     low: float
@@ -48,6 +50,23 @@ def median(groups: Sequence[Sequence[float]]) -> Estimate:
     medians = [float(np.median(np.concatenate([kept[i] for i in some]))) for some in drawn]
     low, high = (float(v) for v in np.quantile(medians, (0.025, 0.975)))
     return Estimate(float(np.median(np.concatenate(kept))), low, high, len(kept))
+
+
+def rate(pairs: Sequence[tuple[float, float]]) -> Estimate:
+    """Of (events, time) of each scene, all events by all the time; its interval by a bootstrap over
+    scenes. Where nothing ever happened, 3 events in that time could still have been missed.
+    Raises ValueError of no time.
+    """
+    events, time = np.asarray(pairs, float).reshape(-1, 2).T
+    if not time.sum() > 0:
+        raise ValueError("a rate wants some time")
+    mean = float(events.sum() / time.sum())
+    if not events.any():
+        return Estimate(mean, 0.0, NONE_SEEN / float(time.sum()), len(time))
+    drawn = np.random.default_rng(0).integers(0, len(time), (RESAMPLES, len(time)))
+    rates = events[drawn].sum(1) / time[drawn].sum(1)
+    low, high = (float(v) for v in np.quantile(rates, (0.025, 0.975)))
+    return Estimate(mean, low, high, len(time))
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

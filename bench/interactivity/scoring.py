@@ -1,17 +1,18 @@
 """One scene's marks, by the published rules (spec/interaction.md 4) where there are some.
 
 A rule takes a scene and a reply and gives marks by name: numbers that are averaged over scenes,
-shares in [0, 1] unless the name says otherwise; or, where the name ends in "_median", one number
-for each event of the scene, and the median of all is what counts. `score` is the task's own figure.
-A mark that does not apply to a scene is left out and does not count.
+shares in [0, 1]; or tuples, where the name ends in "_median" one number for each event of the scene
+(the median of all is what counts), where it ends in "per_minute" events and minutes. `score` is the
+task's own figure. A mark that does not apply to a scene is left out and does not count.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from microturn.bench.interactivity.intervals import Estimate, estimate, median
+from microturn.bench.interactivity.intervals import Estimate, estimate, median, rate
 from microturn.bench.interactivity.reply import Reply
 from microturn.bench.interactivity.scene import LATEST, Expected, Scene
 from microturn.bench.interactivity.speech import Word
@@ -30,7 +31,7 @@ def on_time(scene: Scene, reply: Reply) -> Marks:
     right, rest = match(scene.expected, reply.words)
     marks: Marks = {
         "score": float(all(right) and not rest),
-        "spurious_per_minute": 60 * len(rest) / scene.seconds,
+        "spurious_per_minute": (len(rest), scene.seconds / 60),
     }
     if right:
         marks["utterances"] = sum(right) / len(right)
@@ -177,14 +178,15 @@ def promptness(scene: Scene, reply: Reply) -> Marks:
     minutes = sum(end - begin for begin, end in scene.facts["idle"]) / 60
     if minutes:
         uncalled = len(reply.words) - sum(map(len, answers))
-        marks["false_starts_per_minute"] = uncalled / minutes
+        marks["false_starts_per_minute"] = (uncalled, minutes)
     return marks
 
 
 def false_starts(scene: Scene, reply: Reply) -> Marks:
     """score: nothing was said. Apart from it words a minute of speech that was for nobody."""
     minutes = scene.facts["spoken_seconds"] / 60
-    return {"score": float(not reply.words), "per_minute": len(reply.words) / minutes}
+    said = len(reply.words)
+    return {"score": float(not said), "false_starts_per_minute": (said, minutes)}
 
 
 RULES: Mapping[str, Callable[[Scene, Reply], Marks]] = {
@@ -202,17 +204,18 @@ RULES: Mapping[str, Callable[[Scene, Reply], Marks]] = {
 
 
 def gather(scored: Iterable[Mapping[str, float | Sequence[float]]]) -> dict[str, Estimate]:
-    """Of the marks of many scenes, the mean of each name, or the median."""
-    means: dict[str, list[float]] = defaultdict(list)
-    events: dict[str, list[Sequence[float]]] = defaultdict(list)
+    """Of the marks of many scenes, the mean of each name, the median or the rate."""
+    found: dict[str, list[Any]] = defaultdict(list)
     for marks in scored:
         for name, value in marks.items():
-            if isinstance(value, Sequence):
-                events[name].append(value)
-            else:
-                means[name].append(value)
-    found = {name: estimate(values) for name, values in means.items()}
-    return found | {name: median(groups) for name, groups in events.items()}
+            found[name].append(value)
+    return {name: _kind(name)(values) for name, values in found.items()}
+
+
+def _kind(name: str) -> Callable[[list[Any]], Estimate]:
+    if name.endswith("_median"):
+        return median
+    return rate if name.endswith("per_minute") else estimate
 
 
 def score(scene: Scene, reply: Reply) -> Marks:

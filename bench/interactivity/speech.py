@@ -1,8 +1,9 @@
 """Speech from espeak-ng, through its library: any voice, with the time of every word.
 
 The library keeps its voice, its callback and the phase of its noises from one text to the next, so
-it is opened anew for each (25 ms); some voices tremble by the C library's random numbers, which are
-begun anew as well. What a text sounds like depends on nothing said before. Extra
+it is opened anew for each (25 ms); voices tremble by random numbers, of its own, seeded by the time
+of day, and of the C library: both are seeded here. What a text sounds like depends on nothing said
+before, nor on when. Extra
 `interactivity` brings it (espeakng-loader; espeak-ng is GPL-3.0-or-later: called, never shipped).
 """
 
@@ -119,6 +120,7 @@ class _Library:
             raise ValueError(f"espeak-ng has no voice {voice.name!r}")
         for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.range)):
             self._lib.espeak_SetParameter(parameter, value, 0)
+        self._lib.espeak_ng_SetRandSeed(ctypes.c_long(1))
         ctypes.CDLL(None).srand(1)
         raw = text.encode()
         code = self._lib.espeak_Synth(raw, len(raw) + 1, 0, 1, 0, _UTF8, None, None)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from microturn.bench.interactivity.intervals import estimate, median
+from microturn.bench.interactivity.intervals import estimate, median, rate
 from microturn.bench.interactivity.reply import Reply
 from microturn.bench.interactivity.scene import Scene
 from microturn.bench.interactivity.scoring import RULES, gather, score
@@ -161,16 +161,17 @@ def test_talk_before_a_question_wants_no_answer() -> None:
     (begin, end), *rest = scene.facts["idle"]
     minutes = (end - begin + sum(b - a for a, b in rest)) / 60
     marks = score(scene, said(("one", end + 0.2)))
-    assert marks["false_starts_per_minute"] == pytest.approx(1 / minutes)
+    assert marks["false_starts_per_minute"] == pytest.approx((1, minutes))
     asked = scene.facts["ends"][0]
-    assert score(scene, said(("one", asked + 0.2)))["false_starts_per_minute"] == 0
+    answered = score(scene, said(("one", asked + 0.2)))
+    assert answered["false_starts_per_minute"] == pytest.approx((0, minutes))
 
 
 def test_false_starts_are_counted_by_the_minute() -> None:
     scene = make_scene("idle", "test", 0)
     marks = score(scene, said(("one", 3.0), ("two", 9.0)))
     assert marks["score"] == 0
-    assert marks["per_minute"] == pytest.approx(120 / scene.facts["spoken_seconds"])
+    assert marks["false_starts_per_minute"] == (2, scene.facts["spoken_seconds"] / 60)
 
 
 def test_intervals_enclose_their_mean() -> None:
@@ -183,6 +184,16 @@ def test_intervals_enclose_their_mean() -> None:
     assert mean.low < mean.mean < mean.high and mean.scenes == 4
     with pytest.raises(ValueError, match="at least one"):
         estimate([])
+
+
+def test_a_rate_is_of_all_the_time_and_never_surely_nothing() -> None:
+    some = rate([(1, 0.5), (0, 0.5), (3, 1.0)])
+    assert some.mean == 2 and some.low < 2 < some.high and some.scenes == 3
+    none = rate([(0, 1.0)] * 30)
+    assert (none.mean, none.low, none.high) == (0, 0, pytest.approx(0.1))
+    assert gather([{"false_starts_per_minute": (1, 0.5)}] * 3)["false_starts_per_minute"].mean == 2
+    with pytest.raises(ValueError, match="some time"):
+        rate([])
 
 
 def test_medians_are_of_all_events() -> None:
