@@ -91,8 +91,8 @@ def interactivity(
     if charts is not None:
         from microturn.bench.interactivity.charts import draw
 
-        for path in draw(document, list(ledger.answers.values()), charts):
-            typer.echo(f"chart: {path}")
+        for chart in draw(document, list(ledger.answers.values()), charts):
+            typer.echo(f"chart: {chart}")
     finish(document, out)
 
 
