@@ -18,7 +18,7 @@ from microturn.bench.interactivity.scene import Scene
 from microturn.bench.interactivity.speech import SAMPLE_RATE, Word
 from microturn.bench.interactivity.suite import WORDS
 
-PIXELS = 60
+PIXELS = 110
 """Of a second."""
 LANE = 26
 LANES = ("heard", "expected", "said", "recognised")
