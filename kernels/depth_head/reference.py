@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from microturn.kernels.depth_head.weights import DepthWeights, Step
 from microturn.kernels.rms_norm.reference import core as rms_norm
 from microturn.kernels.rows import RowBatch
-from microturn.kernels.sampling.reference import CODEBOOK_STREAM, SamplingParams, gumbel_noise
-from microturn.kernels.sampling.reference import core as draw
+from microturn.kernels.sampling.philox import words_of
+from microturn.kernels.sampling.reference import (
+    CODEBOOK_STREAM,
+    SamplingParams,
+    draw,
+    gumbel_noise,
+)
 from microturn.kernels.tiles import TILE_ROWS, matmul_rows, round_up
 
 Past = list[tuple[Tensor, Tensor]]
@@ -107,33 +114,33 @@ def core(hidden: Tensor, text_ids: Tensor, codes: Tensor, weights: DepthWeights)
 def _generate(x: DepthInputs, weights: DepthWeights) -> DepthOutputs:
     """Rows are padded to whole tiles once, so that no product of a step has to."""
     batch = x.hidden.shape[0]
-    padding = round_up(batch, TILE_ROWS) - batch
+    padded = round_up(batch, TILE_ROWS)
     noise = _noise(x.sampling, weights)
     past: Past = []
-    ids = F.pad(x.text_ids, (0, padding))
-    codes, logits = [], []
-    bases = _hidden_in(F.pad(x.hidden, (0, 0, 0, padding)), weights)
+    drawn = np.zeros(padded, np.int64)
+    drawn[:batch] = x.text_ids.numpy()
+    ids = torch.from_numpy(drawn)
+    codes = np.empty((batch, weights.num_codebooks), np.int64)
+    finite = np.ones(batch, np.bool_)
+    bases = _hidden_in(F.pad(x.hidden, (0, 0, 0, padded - batch)), weights)
     for k, (base, step) in enumerate(zip(bases, weights.steps, strict=True)):
         scores = _step(base + F.embedding(ids, step.table), past, step, weights.num_heads)[:batch]
-        code = draw(scores, x.sampling, None if noise is None else noise[k])
-        ids = F.pad(code, (0, padding))
-        codes.append(code)
-        logits.append(scores)
-    finite = torch.stack(logits, 1).isfinite().flatten(1).all(1)
-    return DepthOutputs(torch.stack(codes, 1), finite)
+        scores = scores.detach().float() if scores.dtype != torch.float32 else scores
+        drawn[:batch] = codes[:, k] = draw(scores, x.sampling, None if noise is None else noise[k])
+        finite &= np.isfinite(scores.numpy()).all(-1)
+    return DepthOutputs(torch.from_numpy(codes), torch.from_numpy(finite))
 
 
-def _noise(params: SamplingParams, weights: DepthWeights) -> tuple[Tensor, ...] | None:
-    """For each codebook the Gumbel noise of every code [B, V], drawn in one go: the calls of a draw
-    cost more than its numbers. None when every row takes its most likely code.
+def _noise(params: SamplingParams, weights: DepthWeights) -> NDArray[np.float32] | None:
+    """For each codebook the Gumbel noise of every code [Q, B, V], drawn in one go: the calls of a
+    draw cost more than its numbers. None when every row takes its most likely code.
     """
-    if all(t <= 0 for t in params.temperature.tolist()):
+    if not (params.temperature.numpy() > 0).any():
         return None
-    device = params.seed.device
-    streams = torch.arange(CODEBOOK_STREAM, CODEBOOK_STREAM + weights.num_codebooks, device=device)
-    codes = torch.arange(weights.codebook_size, device=device)
-    seed, step = params.seed[:, None, None], params.step[:, None, None]
-    return gumbel_noise(seed, step, streams[:, None], codes).unbind(1)
+    streams = np.arange(CODEBOOK_STREAM, CODEBOOK_STREAM + weights.num_codebooks, dtype=np.uint64)
+    codes = np.arange(weights.codebook_size, dtype=np.uint64)
+    seed, step = words_of(params.seed)[:, None], words_of(params.step)[:, None]
+    return gumbel_noise(seed, step, streams[:, None, None], codes)
 
 
 def depth_head_reference(
@@ -146,7 +153,7 @@ def depth_head_reference(
 ) -> DepthOutputs:
     """See `depth_head`."""
     batch = x.hidden.shape[0]
-    run = None if rows is None else rows.run_rows
+    run = None if rows is None or rows.line_length is not None else rows.run_rows
     if run is not None:
         x = x.take(run)
     if x.hidden.shape[0] and (run is None or run.shape[0] == batch):

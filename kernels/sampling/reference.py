@@ -1,16 +1,18 @@
-"""sampling in plain torch."""
+"""sampling on the host: the sort and the logarithms in torch, whose bits they are, the rest in
+numpy, whose calls cost a tenth.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from microturn.kernels.rows import RowBatch
-from microturn.kernels.sampling.philox import philox_word
+from microturn.kernels.sampling.philox import HALF, Words, philox_rounds, words_of
 
 TEXT_STREAM = 0
 CODEBOOK_STREAM = 1
@@ -38,23 +40,27 @@ class SamplingParams:
     stream: int
 
 
-def uniform(words: Tensor) -> Tensor:
+def uniform(words: Words) -> NDArray[np.float32]:
     """u = ((word >> 9) + 0.5) * 2**-23 in fp32: every operation exact, from 2**-24 to 1 - 2**-24.
 
-    words int64, 0 to 2**32 - 1.
+    words 0 to 2**32 - 1.
     """
-    return torch.add(words.new_full((), 2.0**-24, dtype=torch.float32), words >> 9, alpha=2.0**-23)
+    u = (words >> np.uint64(9)).astype(np.float32)
+    u *= np.float32(2.0**-23)
+    u += np.float32(2.0**-24)
+    return u
 
 
-def gumbel_noise(seed: Tensor, step: Tensor, stream: Tensor, index: Tensor) -> Tensor:
+def gumbel_noise(seed: Words, step: Words, stream: Words, index: Words) -> NDArray[np.float32]:
     """-log(-log(u)), u from word 0 of Philox4x32-10 under key (seed low, seed high) and counter
     (step low, stream, index, step high): DESIGN 2, whose last word 0 is the high half of the step.
 
-    All int64, broadcast together; seed needs only be as large as it differs. Returns fp32.
+    Arguments broadcast together; seed needs only be as large as it differs. Returns fp32.
     """
-    key = seed.contiguous().view(torch.int32).view(*seed.shape, 2).movedim(-1, 0)
-    word = philox_word((step, stream, index, step >> 32), key)
-    return uniform(word).log_().neg_().log_().neg_()
+    even, _ = philox_rounds((step, stream, index, step >> HALF), np.stack((seed, seed >> HALF)))
+    noise = torch.from_numpy(uniform(even[0]))
+    # The logarithm is torch's own: its bits are those of the kernels' tests.
+    return noise.log_().neg_().log_().neg_().numpy()  # type: ignore[no-any-return]
 
 
 def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -74,48 +80,60 @@ def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return logits.gather(1, ids), ids
 
 
-@cache
-@torch.inference_mode(False)
-def _stream(stream: int, device: torch.device) -> Tensor:
-    return torch.tensor(stream, device=device)
-
-
 def core(logits: Tensor, params: SamplingParams, noise: Tensor | None = None) -> Tensor:
-    """logits [B, V] fp32 -> ids [B] int64.
+    """logits [B, V] fp32 -> ids [B] int64. noise: see `draw`."""
+    return torch.from_numpy(draw(logits, params, None if noise is None else noise.numpy()))
+
+
+def draw(
+    logits: Tensor, params: SamplingParams, noise: NDArray[np.float32] | None = None
+) -> NDArray[np.int64]:
+    """logits [B, V] fp32 -> ids [B].
 
     noise: gumbel_noise of every id, [B, V], where the caller drew it for many steps at once.
     """
-    best = logits.amax(-1)
-    greedy = [t <= 0 for t in params.temperature.tolist()]
-    ids = logits.argmax(-1) if all(greedy) else _draw(logits, best, params, noise, any(greedy))
-    if all(math.isfinite(b) for b in best.tolist()):
-        return ids
-    return torch.where(best.isfinite(), ids, 0)
-
-
-def _draw(
-    logits: Tensor, best: Tensor, params: SamplingParams, noise: Tensor | None, some_greedy: bool
-) -> Tensor:
-    size = logits.shape[1]
-    top_k = [min(max(k, 1), size) for k in params.top_k.tolist()]
-    count = max(top_k)
-    values, ids = top_candidates(logits, count)
-    if noise is None:
-        stream = _stream(params.stream, logits.device)
-        drawn = gumbel_noise(params.seed[:, None], params.step[:, None], stream, ids)
+    scores: NDArray[np.float32] = (
+        logits.detach().numpy() if logits.requires_grad else logits.numpy()
+    )
+    temperature: NDArray[np.float32] = params.temperature.numpy()
+    best = np.maximum.reduce(scores, -1)
+    hot = temperature > 0
+    if not hot.any():
+        ids = scores.argmax(-1)
     else:
-        drawn = noise.gather(1, ids)
-    temperature = params.temperature[:, None]
-    if some_greedy:
-        hot = temperature > 0
-        drawn = torch.where(hot, drawn, 0.0)
-        temperature = torch.where(hot, temperature, 1.0)
+        # A row that is not finite draws a NaN, and 0 below.
+        with np.errstate(all="ignore"):
+            ids = _perturbed(logits, best, params, noise, None if hot.all() else hot[:, None])
+    finite = np.isfinite(best)
+    return ids if finite.all() else np.where(finite, ids, 0)
+
+
+def _perturbed(
+    logits: Tensor,
+    best: NDArray[np.float32],
+    params: SamplingParams,
+    noise: NDArray[np.float32] | None,
+    hot: NDArray[np.bool_] | None,
+) -> NDArray[np.int64]:
+    """hot [B, 1]: the rows that are not greedy, None when all are."""
+    rows, size = logits.shape
+    top_k = np.clip(params.top_k.numpy(), 1, size)
+    count = int(top_k.max())
+    values, ids = (t.numpy() for t in top_candidates(logits, count))
+    if noise is None:
+        seed, step = words_of(params.seed)[:, None], words_of(params.step)[:, None]
+        drawn = gumbel_noise(seed, step, np.array(params.stream, np.uint64), ids.view(np.uint64))
+    else:
+        drawn = noise[np.arange(rows)[:, None], ids]
+    temperature = params.temperature.numpy()[:, None]
+    if hot is not None:
+        drawn = np.where(hot, drawn, np.float32(0))
+        temperature = np.where(hot, temperature, np.float32(1))
     perturbed = (values - best[:, None]) / temperature + drawn
-    if min(top_k) < count:
-        beyond = torch.arange(count, device=ids.device) >= params.top_k.clamp(min=1)[:, None]
-        perturbed = perturbed.masked_fill_(beyond, float("-inf"))
-    winners = perturbed == perturbed.amax(-1, keepdim=True)
-    return torch.where(winners, ids, size).amin(-1)
+    if int(top_k.min()) < count:
+        perturbed[np.arange(count) >= top_k[:, None]] = -np.inf
+    winners = perturbed == np.maximum.reduce(perturbed, -1, keepdims=True)
+    return np.minimum.reduce(np.where(winners, ids, size), -1)  # type: ignore[no-any-return]
 
 
 def sampling_reference(
@@ -131,7 +149,7 @@ def sampling_reference(
         ids = torch.zeros(0, dtype=torch.int64, device=x.device)
     else:
         ids = core(x, weights)
-    if rows is not None:
+    if rows is not None and rows.line_length is None:
         kept = torch.zeros_like(ids)
         kept[rows.run_rows] = ids[rows.run_rows]
         ids = kept

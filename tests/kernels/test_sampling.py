@@ -14,7 +14,7 @@ from microturn.kernels.rows import RowBatch
 from microturn.kernels.sampling import CODEBOOK_STREAM, TEXT_STREAM, SamplingParams, sampling
 from microturn.kernels.sampling import reference as reference_module
 from microturn.kernels.sampling.cases import CASES, SamplingCase, make_inputs
-from microturn.kernels.sampling.philox import KEPT_NUMBERS, philox4x32, philox_word
+from microturn.kernels.sampling.philox import philox4x32, words_of
 from microturn.kernels.sampling.reference import core, gumbel_noise, top_candidates, uniform
 from microturn.kernels.testing import assert_bitwise_equal, assert_close
 
@@ -36,6 +36,11 @@ def python_gumbel(seed: int, step: int, stream: int, index: int) -> float:
     key = [seed & ONES, (seed >> 32) & ONES]
     word = python_philox([step & ONES, stream, index, step >> 32], key)[0]
     return -math.log(-math.log(((word >> 9) + 0.5) / 2**23))
+
+
+def noise(seed: Tensor, step: Tensor, stream: Tensor, index: Tensor) -> Tensor:
+    drawn = gumbel_noise(words_of(seed), words_of(step), words_of(stream), words_of(index))
+    return torch.from_numpy(drawn)
 
 
 def params(batch: int, **changes: object) -> SamplingParams:
@@ -76,12 +81,11 @@ def test_philox_gives_the_published_vectors(
 ) -> None:
     c0, c1, c2, c3 = (torch.tensor(c) for c in counter)
     assert [int(w) for w in philox4x32((c0, c1, c2, c3), torch.tensor(key))] == words
-    assert int(philox_word((c0, c1, c2, c3), torch.tensor(key))) == words[0]
     assert python_philox(counter, key) == words
     assert python_philox(counter, key, rounds=9) != words
 
 
-@pytest.mark.parametrize("shape", [(1, 7), (3, 5), (2, KEPT_NUMBERS)])
+@pytest.mark.parametrize("shape", [(1, 7), (3, 5), (2, 1 << 14)])
 def test_philox_broadcasts_and_keeps_nothing_between_calls(shape: tuple[int, int]) -> None:
     batch, count = shape
     rows = torch.randint(0, 2**32, (batch, 1))
@@ -105,7 +109,7 @@ def test_philox_broadcasts_and_keeps_nothing_between_calls(shape: tuple[int, int
 
 def test_uniform_is_exact_and_never_0_or_1() -> None:
     words = torch.cat([torch.randint(0, 2**32, (999,)), torch.tensor([0, 511, 512, ONES])])
-    u = uniform(words)
+    u = torch.from_numpy(uniform(words_of(words)))
     assert u.dtype == torch.float32
     assert torch.equal(u.double(), ((words >> 9).double() + 0.5) / 2**23)
     assert float(u[-4]) == 2.0**-24
@@ -116,7 +120,7 @@ def test_noise_reads_all_of_seed_step_stream_and_index() -> None:
     for seed in (0, 1, -1, 2**40 + 5, -(2**63)):
         for step in (0, 7, 2**32 + 7, 2**40):
             index = torch.tensor([0, 1, 200_000])
-            got = gumbel_noise(torch.tensor([seed]), torch.tensor([step]), torch.tensor(9), index)
+            got = noise(torch.tensor([seed]), torch.tensor([step]), torch.tensor(9), index)
             want = torch.tensor([python_gumbel(seed, step, 9, int(i)) for i in index])
             assert_close(got, want, 1e-6)
 
@@ -208,14 +212,14 @@ def test_noise_bits_do_not_depend_on_the_shape_of_the_call() -> None:
     seed, step = torch.arange(3) + 2**50, torch.arange(3)
     index = torch.arange(77)
     streams = torch.arange(5)
-    whole = gumbel_noise(seed[:, None, None], step[:, None, None], streams[:, None], index)
+    whole = noise(seed[:, None, None], step[:, None, None], streams[:, None], index)
     for b, q in [(0, 0), (2, 4), (1, 3)]:
         some = torch.randperm(77)[:13]
-        got = gumbel_noise(seed[b, None], step[b, None], streams[q], some)
+        got = noise(seed[b, None], step[b, None], streams[q], some)
         assert_bitwise_equal(got, whole[b, q][some])
 
 
-def test_two_threads_do_not_share_scratch() -> None:
+def test_two_threads_share_nothing() -> None:
     logits = torch.randn(4, 64)
 
     def draw(offset: int) -> list[list[int]]:
@@ -229,7 +233,7 @@ def test_two_threads_do_not_share_scratch() -> None:
         assert list(pool.map(draw, [0, 1000])) == want
 
 
-def test_scratch_made_in_inference_mode_serves_outside_it() -> None:
+def test_inference_mode_draws_the_same() -> None:
     logits = torch.randn(3, 11)
     with torch.inference_mode():
         ids = sampling(logits, params(3))
