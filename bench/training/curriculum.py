@@ -15,11 +15,12 @@ from microturn.bench.interactivity.splits import Split
 from microturn.bench.interactivity.tasks import TASKS
 from microturn.bench.training.drill import drill
 from microturn.bench.training.lexicon import Lexicon
+from microturn.bench.training.medley import medley, show
 from microturn.bench.training.objective import Weights
 from microturn.bench.training.script import Script, script
 
-MAKERS = {**TASKS, "drill": drill}
-SEEING = ("repcount", "charades", "proactive")
+MAKERS = {**TASKS, "drill": drill, "medley": medley, "show": show}
+SEEING = ("repcount", "charades", "proactive", "show")
 
 LEARNING, FINISHING = Weights(), Weights(listen=0.25, said=1.0)
 """A word weighs thirty times as much as silence while it is learnt; at the end four times, since
@@ -48,9 +49,9 @@ STAGES = (
     Stage(
         "joint",
         1400,
-        {"drill": 0.1, "timespeak": 0.15, "cuespeak": 0.15, "repcount": 0.25, "charades": 0.08}
-        | {"proactive": 0.08, "interrupt": 0.05, "backchannel": 0.05, "pause": 0.03}
-        | {"latency": 0.04, "idle": 0.02},
+        {"drill": 0.1, "timespeak": 0.14, "cuespeak": 0.14, "repcount": 0.22, "charades": 0.08}
+        | {"proactive": 0.07, "interrupt": 0.05, "backchannel": 0.05, "pause": 0.03}
+        | {"latency": 0.03, "idle": 0.02, "medley": 0.04, "show": 0.03},
         FINISHING,
     ),
 )

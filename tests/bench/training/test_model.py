@@ -205,3 +205,27 @@ def test_words_are_voiced_by_the_codec_they_are_decoded_with() -> None:
     seconds = len(spoken("seventeen")) / SAMPLE_RATE
     assert len(frames) == -(-int(seconds * CODEC_RATE) // 1200) + 1
     assert frames.dtype == torch.int64 and not torch.equal(frames[0], voices.silence)
+
+
+def test_a_medley_asks_for_one_thing_after_the_other() -> None:
+    pytest.importorskip("espeakng_loader")
+    from microturn.bench.interactivity.splits import Split
+    from microturn.bench.interactivity.tasks.repcount import repcount
+    from microturn.bench.training.medley import _joined, show
+
+    rng = np.random.default_rng(1)
+    made = show(Split("train"), rng, "a", "clean")
+    assert made.film is not None and made.heard[-1].end < made.seconds
+    times = [want.at for want in made.expected]
+    assert times == sorted(times) and made.expected[-1].word != made.expected[0].word
+    second = repcount(Split("train"), rng, "b", "clean")
+    joined = _joined(scene(2.0), second, "show")
+    assert joined.seconds == pytest.approx(2.0 + second.seconds)
+    counted = [want.at - 2.0 for want in joined.expected if want.at > 2.3]
+    assert counted == pytest.approx([want.at for want in second.expected])
+    assert joined.film is not None and second.film is not None
+    moving = second.facts["start"] + 0.3
+    assert np.array_equal(
+        joined.film.picture(2.0 + round(moving, 1)), second.film.picture(round(moving, 1))
+    )
+    assert not np.array_equal(joined.film.picture(0.5), second.film.picture(round(moving, 1)))
