@@ -16,7 +16,9 @@ next tenant sees nothing of the last, not even its NaNs.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -85,6 +87,15 @@ def _kept(positions: Tensor, capacity: int, pinned: int) -> Tensor:
     return torch.where(positions < pinned, positions, turning)
 
 
+def _put(flat: Tensor, places: Tensor, values: Tensor) -> None:
+    if values.dtype != flat.dtype:
+        values = values.to(flat.dtype)
+    if flat.dtype.itemsize == 1:
+        flat[places] = values  # on a CPU index_copy_ knows no fp8
+    else:
+        flat.index_copy_(0, places, values)
+
+
 @dataclass(frozen=True)
 class Ring:
     """data [S, capacity, ...]: position p of slot s, unless pinned, is data[s, p % capacity]."""
@@ -96,14 +107,27 @@ class Ring:
     def capacity(self) -> int:
         return int(self.data.shape[1])
 
+    @cached_property
+    def flat(self) -> Tensor:
+        """data with its first two dimensions as one, as `places` counts."""
+        return self.data.flatten(0, 1)
+
     def places(self, slots: Tensor, positions: Tensor) -> Tensor:
         """int64 index into data, its first two dimensions as one; arguments broadcastable int64."""
         return slots * self.capacity + _kept(positions, self.capacity, self.pinned)
 
+    @property
+    def places_key(self) -> tuple[Hashable, ...]:
+        """Two rings of one key have the same `places`."""
+        return self.capacity, self.pinned
+
+    def put(self, places: Tensor, values: Tensor) -> None:
+        """values [R, ...] to R of `places`, all different."""
+        _put(self.flat, places, values)
+
     def write(self, slots: Tensor, positions: Tensor, values: Tensor) -> None:
         """slots, positions [R] int64, values [R, ...]."""
-        kept = _kept(positions, self.capacity, self.pinned)
-        self.data[slots, kept] = values.to(self.data.dtype)
+        self.put(self.places(slots, positions), values)
 
     def read(self, slots: Tensor, positions: Tensor) -> Tensor:
         """slots, positions broadcastable int64 -> [..., *shape]; the caller masks positions < 0."""
@@ -130,6 +154,11 @@ class Pages:
     def capacity(self) -> int:
         return self.page_size * int(self.page_table.shape[1])
 
+    @cached_property
+    def flat(self) -> Tensor:
+        """data with its first two dimensions as one, as `places` counts."""
+        return self.data.flatten(0, 1)
+
     def _find(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Page, and place in it."""
         kept = _kept(positions, self.capacity, self.pinned)
@@ -141,9 +170,18 @@ class Pages:
         page, place = self._find(slots, positions)
         return page * self.page_size + place
 
+    @property
+    def places_key(self) -> tuple[Hashable, ...]:
+        """Two arenas of one key have the same `places`, while nobody writes their page table."""
+        return self.page_table, self.page_size, self.pinned
+
+    def put(self, places: Tensor, values: Tensor) -> None:
+        """values [R, ...] to R of `places`, all different."""
+        _put(self.flat, places, values)
+
     def write(self, slots: Tensor, positions: Tensor, values: Tensor) -> None:
         """slots, positions [R] int64, values [R, ...]."""
-        self.data[self._find(slots, positions)] = values.to(self.data.dtype)
+        self.put(self.places(slots, positions), values)
 
     def read(self, slots: Tensor, positions: Tensor) -> Tensor:
         """slots, positions broadcastable int64 -> [..., *shape]; the caller masks positions < 0."""

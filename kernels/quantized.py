@@ -49,7 +49,7 @@ Weight = Tensor | Quantized
 def plain(weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The numbers a weight stands for, as `dtype`; None: a Tensor's own, fp32 of a Quantized."""
     values = weight if isinstance(weight, Tensor) else dequantize(weight)
-    return values if dtype is None else values.to(dtype)
+    return values if dtype is None or values.dtype == dtype else values.to(dtype)
 
 
 def quantize(weight: Tensor) -> Quantized:

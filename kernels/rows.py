@@ -105,6 +105,16 @@ class RowBatch:
         return torch.tensor(rows, dtype=torch.int64, device=self.positions.device)
 
     @cached_property
+    def all_run(self) -> bool:
+        """Whether every row belongs to a line that runs."""
+        return int(self.run_rows.shape[0]) == self.num_rows
+
+    @cached_property
+    def longest(self) -> int:
+        """Rows of the longest of `lines`."""
+        return max((line.stop - line.start for line in self.lines), default=0)
+
+    @cached_property
     def run_slots(self) -> Tensor:
         """[R] int64: the slot of each row of `run_rows`."""
         slots = [line.slot for line in self.lines for _ in range(line.start, line.stop)]
@@ -158,6 +168,11 @@ class RowBatch:
         """
         return {}
 
+    @cached_property
+    def parities(self) -> dict[Hashable, tuple[Tensor, Tensor]]:
+        """What `carry` read of `Twice` arenas for these lines, shared by all finer rates."""
+        return {}
+
     @property
     def num_rows(self) -> int:
         return int(self.positions.shape[0])
@@ -200,6 +215,7 @@ class RowBatch:
                 ),
                 line_slots=self.line_slots,
                 fresh_lines=self.fresh_lines,
+                parities=self.parities,
             )
             self._finer[ratio] = finer
         return self._finer[ratio]

@@ -7,6 +7,8 @@ rows does not, wherever the row stands in the tile, so the references only ever 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,14 +33,33 @@ def matmul_rows(x: Tensor, weight: Tensor) -> Tensor:
     n = weight.shape[0]
     if n % WIDTH:
         weight = F.pad(weight, (0, 0, 0, round_up(n, WIDTH) - n))
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     rows = flat.shape[0]
-    padded = round_up(rows, TILE_ROWS)
-    if padded != rows:
-        flat = F.pad(flat, (0, 0, 0, padded - rows))
-    if padded <= TILE_ROWS:
-        y = F.linear(flat, weight)
-    else:
-        tiles = flat.view(-1, TILE_ROWS, flat.shape[1])
-        y = torch.bmm(tiles, weight.t().expand(tiles.shape[0], -1, -1)).view(padded, -1)
-    return y[:rows, :n].reshape(*x.shape[:-1], n)
+    y = tile_product(whole_tiles(flat), weight)
+    if y.shape[0] != rows:
+        y = y.narrow(0, 0, rows)
+    if n % WIDTH:
+        y = y[:, :n].contiguous()
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
+
+
+def tile_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [8 * m, K], weight [N, K], N a multiple of 16 -> [8 * m, N]."""
+    if x.shape[0] <= TILE_ROWS:
+        return F.linear(x, weight)
+    tiles = x.view(-1, TILE_ROWS, x.shape[1])
+    return torch.bmm(tiles, weight.t().expand(tiles.shape[0], -1, -1)).view(x.shape[0], -1)
+
+
+def whole_tiles(x: Tensor) -> Tensor:
+    """x [R, K], rows of zeros behind it up to a whole tile."""
+    missing = -x.shape[0] % TILE_ROWS
+    if not missing:
+        return x
+    return torch.cat((x, _zeros(missing, x.shape[1], x.dtype, x.device)))
+
+
+@lru_cache(maxsize=256)
+def _zeros(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Read only."""
+    return torch.zeros(rows, width, dtype=dtype, device=device)

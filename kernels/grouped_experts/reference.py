@@ -13,7 +13,7 @@ from microturn.kernels.grouped_experts.layout import ExpertLayout
 from microturn.kernels.quantized import Weight, plain
 from microturn.kernels.router import Routing
 from microturn.kernels.rows import RowBatch
-from microturn.kernels.tiles import TILE_ROWS, round_up
+from microturn.kernels.tiles import TILE_ROWS, round_up, tile_product, whole_tiles
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,30 @@ class ExpertWeights:
     w2: Weight
     shared_w13: Weight
     shared_w2: Weight
+
+    def made_of(self, w13: Weight, w2: Weight, shared_w13: Weight, shared_w2: Weight) -> bool:
+        """Whether it holds these very tensors."""
+        return (
+            self.w13 is w13
+            and self.w2 is w2
+            and self.shared_w13 is shared_w13
+            and self.shared_w2 is shared_w2
+        )
+
+
+def _expert(weights: ExpertWeights, e: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """w13 and w2 of a routed expert; views of plain weights are kept while their memory stays."""
+    w13, w2 = weights.w13, weights.w2
+    if not isinstance(w13, Tensor) or not isinstance(w2, Tensor):
+        return plain(w13[e], dtype), plain(w2[e], dtype)
+    where = w13.data_ptr(), w2.data_ptr()
+    kept = vars(weights).get("_experts")
+    if kept is None or kept[0] != where:
+        kept = vars(weights)["_experts"] = where, {}
+    views: dict[int, tuple[Tensor, Tensor]] = kept[1]
+    if e not in views:
+        views[e] = w13.detach()[e], w2.detach()[e]
+    return views[e]
 
 
 class _Packed(NamedTuple):
@@ -68,48 +92,56 @@ def swiglu(h: Tensor) -> Tensor:
     return F.silu(wide)[:rows].view(gate.shape).mul_(up)
 
 
-def _tile_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [8 * m, K], weight [N, K] -> [8 * m, N]."""
-    if x.shape[0] == TILE_ROWS:
-        return F.linear(x, weight)
-    tiles = x.view(-1, TILE_ROWS, x.shape[1])
-    return torch.bmm(tiles, weight.t().expand(tiles.shape[0], -1, -1)).flatten(0, 1)
-
-
 def _products(packed: _Packed) -> Tensor:
     """All chunks through their experts, end to end: [N * 8, H]."""
     each = zip(packed.chunks, packed.w13, strict=True)
-    a = swiglu(torch.cat([_tile_product(x, w13) for x, w13 in each]))
+    a = swiglu(torch.cat([tile_product(x, w13) for x, w13 in each]))
     halves = zip(a.split_with_sizes([x.shape[0] for x in packed.chunks]), packed.w2, strict=True)
-    return torch.cat([_tile_product(x, w2) for x, w2 in halves])
+    return torch.cat([tile_product(x, w2) for x, w2 in halves])
 
 
 def _matrices(
     weights: ExpertWeights, hit: list[int], dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]]:
     """w13 and w2 of the experts hit, then of the shared ones."""
-    w13 = [plain(weights.w13[e], dtype) for e in hit]
-    w2 = [plain(weights.w2[e], dtype) for e in hit]
+    pairs = [_expert(weights, e, dtype) for e in hit]
+    w13, w2 = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     for s in range(weights.shared_w13.shape[0]):
         w13.append(plain(weights.shared_w13[s], dtype))
         w2.append(plain(weights.shared_w2[s], dtype))
     return w13, w2
 
 
-def _pack_one_tile(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
-    """Up to 8 rows: one tile that every expert hit reads; a row takes what it was routed to."""
-    ids = topk_ids.tolist()
-    hit = sorted({e for row in ids for e in row})
+def _choices_of_a_tile(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> Tensor:
+    """[T, A + Sh, H] for up to 8 rows: one tile that every expert hit reads, and all the shared
+    ones in one product; a row takes what it was routed to.
+    """
+    (t, a), shared = topk_ids.shape, weights.shared_w13.shape[0]
+    ids = topk_ids.tolist() if a else []
+    # A lone row takes them in its own order, so that nothing is left to sort.
+    hit = ids[0] if t == 1 and a else sorted({e for row in ids for e in row})
+    experts = [_expert(weights, e, x.dtype) for e in hit]
+    tile = whole_tiles(x)
+    h = [F.linear(tile, w13) for w13, _ in experts]
+    if shared:
+        w13 = plain(weights.shared_w13, x.dtype)
+        h.append(torch.bmm(tile.expand(shared, -1, -1), w13.mT).flatten(0, 1))
+    up = swiglu(torch.cat(h)).view(-1, TILE_ROWS, weights.w2.shape[2])
+    y = [F.linear(part, w2) for part, (_, w2) in zip(up.unbind(0), experts, strict=False)]
+    if shared:
+        w2 = plain(weights.shared_w2, x.dtype)
+        y.append(torch.bmm(up.narrow(0, len(hit), shared), w2.mT).flatten(0, 1))
+    made = torch.cat(y)
+    if t == 1:
+        return made.view(1, -1, TILE_ROWS, x.shape[1]).select(2, 0)
     chunk_of = {e: n for n, e in enumerate(hit)}
-    w13, w2 = _matrices(weights, hit, x.dtype)
-    shared = range(len(hit), len(w13))
+    last = range(len(hit), len(hit) + shared)
     places = [
-        n * TILE_ROWS + t
-        for t, row in enumerate(ids)
-        for n in (*(chunk_of[e] for e in row), *shared)
+        n * TILE_ROWS + row
+        for row in range(t)
+        for n in (*((chunk_of[e] for e in ids[row]) if a else ()), *last)
     ]
-    tile = F.pad(x, (0, 0, 0, TILE_ROWS - x.shape[0]))
-    return _Packed([tile] * len(w13), w13, w2, torch.tensor(places))
+    return made.index_select(0, torch.tensor(places)).view(t, -1, x.shape[1])
 
 
 def _pack(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
@@ -176,16 +208,17 @@ def core(inputs: ExpertInputs, weights: ExpertWeights) -> Tensor:
         return torch.zeros_like(x)
     if _needs_gradient(inputs, weights):
         choices = _choices_with_gradient(x, routing.topk_ids, weights)
+    elif t <= TILE_ROWS:
+        choices = _choices_of_a_tile(x, routing.topk_ids, weights)
     else:
-        pack = _pack_one_tile if t <= TILE_ROWS else _pack
-        packed = pack(x, routing.topk_ids, weights)
+        packed = _pack(x, routing.topk_ids, weights)
         choices = _products(packed).index_select(0, packed.places).view(t, -1, x.shape[1])
-    share = torch.cat([routing.topk_weights, routing.shared_weights], dim=1)
-    first, *others = (choices.float() * share[:, :, None]).unbind(1)
-    y = first
-    for part in others:
-        y = y + part
-    return y.to(x.dtype)
+    share = torch.cat((routing.topk_weights, routing.shared_weights), dim=1)
+    if choices.dtype != torch.float32:
+        choices = choices.float()
+    # Fewer than 16 are summed one after the other.
+    y = (choices * share.unsqueeze(-1)).sum(1)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def grouped_experts_reference(
@@ -197,7 +230,7 @@ def grouped_experts_reference(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `grouped_experts`."""
-    if rows is None or rows.run_rows.shape[0] == rows.num_rows:
+    if rows is None or rows.all_run:
         y = core(x, weights)
     else:
         run, routing = rows.run_rows, x.routing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from microturn.kernels.rows import RowBatch
@@ -20,8 +20,10 @@ class RMSNormWeights:
 
 def core(x: Tensor, weights: RMSNormWeights) -> Tensor:
     """x [..., D] -> [..., D], same dtype."""
-    gain = weights.gain.float()
-    return F.rms_norm(x.float(), gain.shape, gain, weights.eps).to(x.dtype)
+    gain = weights.gain
+    if x.dtype == gain.dtype == torch.float32:
+        return torch.rms_norm(x, gain.shape, gain, weights.eps)
+    return torch.rms_norm(x.float(), gain.shape, gain.float(), weights.eps).to(x.dtype)
 
 
 def rms_norm_reference(

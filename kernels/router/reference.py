@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microturn.kernels.kept import stamp
 from microturn.kernels.router.work import ExpertWork
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.tiles import matmul_rows, round_up
@@ -38,6 +39,23 @@ class RouterWeights:
     def num_experts(self) -> int:
         return int(self.weight.shape[0]) - self.num_shared
 
+    @property
+    def gate(self) -> Tensor:
+        """weight in fp32, rows of zeros behind it up to whole vectors. Outside autograd made once,
+        until the weight changes.
+        """
+        if torch.is_grad_enabled():
+            return self._padded()
+        key = stamp(self.weight)
+        kept: tuple[tuple[int, int], Tensor] | None = vars(self).get("_gate")
+        if kept is None or kept[0] != key:
+            kept = vars(self)["_gate"] = key, self._padded()
+        return kept[1]
+
+    def _padded(self) -> Tensor:
+        n = self.weight.shape[0]
+        return F.pad(self.weight.float(), (0, 0, 0, round_up(n, VECTOR) - n))
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -67,16 +85,16 @@ class Routing:
 
 def core(x: Tensor, weights: RouterWeights) -> Routing:
     """x [T, H] -> Routing, differentiable in x, weight and scale (selection has no gradient)."""
-    n, e = weights.weight.shape[0], weights.num_experts
-    gate = F.pad(weights.weight.float(), (0, 0, 0, round_up(n, VECTOR) - n))
-    logits = matmul_rows(x.float(), gate)
-    scores = torch.sigmoid(logits.detach())[:, :e] + weights.bias
-    ids = scores.argsort(dim=-1, descending=True, stable=True)[:, : weights.top_k]
+    e, a, shared = weights.num_experts, weights.top_k, weights.num_shared
+    logits = matmul_rows(x if x.dtype == torch.float32 else x.float(), weights.gate)
+    scores = torch.sigmoid(logits.detach() if logits.requires_grad else logits)
+    scores = scores.narrow(1, 0, e) + weights.bias
+    ids = scores.argsort(dim=-1, descending=True, stable=True).narrow(1, 0, a)
     logs = F.logsigmoid(logits)
     # In logs: sigmoids that all underflow would divide zero by zero.
-    chosen = torch.cat([logs[:, :e].gather(1, ids), logs[:, e:n]], dim=1)
+    chosen = torch.cat((logs.gather(1, ids), logs.narrow(1, e, shared)), dim=1)
     share = torch.softmax(chosen, dim=-1) * weights.scale
-    return Routing(ids.int(), share[:, : weights.top_k], share[:, weights.top_k :])
+    return Routing(ids.int(), share.narrow(1, 0, a), share.narrow(1, a, shared))
 
 
 def router_reference(

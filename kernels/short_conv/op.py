@@ -50,7 +50,7 @@ def short_conv(
 def check_ring(op: str, ring: Ring, kernel_size: int, rows: RowBatch) -> None:
     """Raises ValueError when a line brings more rows than `ring` takes beside the taps."""
     if rows.on_host:
-        longest = max((line.stop - line.start for line in rows.lines), default=0)
+        longest = rows.longest
     elif rows.max_line_rows is None:
         return
     else:

@@ -25,7 +25,7 @@ class _Taps(NamedTuple):
     """Where the R running rows of a batch find their K taps in a ring seen as [S * capacity, C].
 
     write  [R] int64: the place of each row itself
-    read   [R * K] int64: the places of its taps, oldest first
+    read   [R, K] int64: the places of its taps, oldest first
     absent [R, K, 1] bool: taps before position 0; None when there are none
     """
 
@@ -44,7 +44,7 @@ def _taps(rows: RowBatch, capacity: int, kernel_size: int) -> _Taps:
         absent = positions < 0
         taps = _Taps(
             places[:, -1].clone(),
-            places.reshape(-1),
+            places,
             absent[..., None] if bool(absent.any()) else None,
         )
         rows.derived[key] = taps
@@ -65,18 +65,26 @@ def core(x: Tensor, weights: Tensor) -> Tensor:
 
 def _streamed(x: Tensor, weights: Tensor, state: Ring, rows: RowBatch) -> Tensor:
     """x [R, C], the running rows -> [R, C]. Same products, same order of sums as `core`."""
-    channels, kernel_size = weights.shape
-    at = _taps(rows, state.capacity, kernel_size)
-    flat = state.data.view(-1, channels)
-    flat.index_copy_(0, at.write, x.to(flat.dtype))
-    taps = flat.index_select(0, at.read).view(-1, kernel_size, channels).float()
+    at = _taps(rows, state.capacity, weights.shape[1])
+    flat = state.flat
+    flat.index_copy_(0, at.write, x if x.dtype == flat.dtype else x.to(flat.dtype))
+    taps = F.embedding(at.read, flat)
+    if taps.dtype != torch.float32:
+        taps = taps.float()
     if at.absent is not None:
         taps.masked_fill_(at.absent, 0.0)
-    products = (taps * weights.t().float()).unbind(1)
-    total = products[0]
-    for product in products[1:]:
-        total = total + product
-    return (x.float() + total).to(x.dtype)
+    # Fewer than 16 are summed one after the other.
+    total = taps.mul_(weights.t()).sum(1)
+    return total.add_(x).to(x.dtype) if x.dtype != torch.float32 else total.add_(x)
+
+
+def _running(x: Tensor, weights: Tensor, state: Ring, rows: RowBatch) -> Tensor:
+    """x [T, C] -> [T, C], zeros in rows that do not run."""
+    if rows.all_run:
+        return _streamed(x, weights, state, rows)
+    run = rows.run_rows
+    streamed = _streamed(x.index_select(0, run), weights, state, rows)
+    return torch.zeros_like(x).index_copy_(0, run, streamed)
 
 
 def short_conv_reference(
@@ -88,20 +96,18 @@ def short_conv_reference(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `short_conv`."""
-    if state is None and rows.run_rows.shape[0] == rows.num_rows:
+    if state is not None:
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                y = _running(x, weights, state, rows)
+        else:
+            y = _running(x, weights, state, rows)
+    elif rows.all_run:
         y = convolve_whole(x, weights, rows)
-    elif state is None:
+    else:
         y = torch.zeros_like(x)
         for index in rows.equal_lines:
             flat = index.reshape(-1)
             line = x.index_select(0, flat).view(*index.shape, -1)
             y = y.index_copy(0, flat, core(line, weights).flatten(0, 1))
-    else:
-        with torch.no_grad():
-            run = rows.run_rows
-            if run.shape[0] == x.shape[0]:
-                y = _streamed(x, weights, state, rows)
-            else:
-                streamed = _streamed(x.index_select(0, run), weights, state, rows)
-                y = torch.zeros_like(x).index_copy_(0, run, streamed)
     return y if out is None else out.copy_(y)

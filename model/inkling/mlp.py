@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from microturn.kernels.grouped_experts import ExpertInputs, ExpertWeights, grouped_experts
+from microturn.kernels.kept import stamp
 from microturn.kernels.quantized import Quantized, Weight
 from microturn.kernels.router import RouterWeights, Routing, router
 from microturn.kernels.rows import RowBatch
@@ -27,6 +28,7 @@ class DenseMLP(nn.Module):
         self.w13 = nn.Parameter(torch.empty(2 * width, hidden))
         self.w2 = nn.Parameter(torch.empty(hidden, width))
         self.global_scale = nn.Parameter(torch.empty(1))
+        self._kept: tuple[Weight, Weight, list[int], ExpertWeights] | None = None
 
     def reset_parameters(self, generator: torch.Generator, output_gain: float) -> None:
         with torch.no_grad():
@@ -36,14 +38,26 @@ class DenseMLP(nn.Module):
 
     def forward(self, x: Tensor, rows: RowBatch, chosen: list[Routing] | None = None) -> Tensor:
         """x [T, H], normed -> [T, H]. chosen: here nothing is."""
-        width = self.w2.shape[1]
-        block = DENSE_BLOCK if width % DENSE_BLOCK == 0 else width
-        w13, w2 = _rows_in_blocks(self.w13, 2 * block), _columns_in_blocks(self.w2, block)
-        scale = self.global_scale.expand(x.shape[0], w13.shape[0])
+        weights = self._blocks()
+        scale = self.global_scale.expand(x.shape[0], weights.shared_w13.shape[0])
         nobody = torch.empty(x.shape[0], 0, dtype=torch.int32, device=x.device)
         routing = Routing(nobody, scale[:, :0], scale)
-        weights = ExpertWeights(w13[:0], w2[:0], w13, w2)
         return grouped_experts(ExpertInputs(x, routing), weights, None, rows)
+
+    def _blocks(self) -> ExpertWeights:
+        """Views of both weights; outside autograd the same until one of them is another."""
+        now = self.w13, self.w2
+        key = [w.data_ptr() for w in now if isinstance(w, Tensor)]
+        kept = None if torch.is_grad_enabled() else self._kept
+        if kept and kept[0] is now[0] and kept[1] is now[1] and kept[2] == key:
+            return kept[3]
+        width = now[1].shape[1]
+        block = DENSE_BLOCK if width % DENSE_BLOCK == 0 else width
+        w13, w2 = _rows_in_blocks(now[0], 2 * block), _columns_in_blocks(now[1], block)
+        made = ExpertWeights(w13[:0], w2[:0], w13, w2)
+        if not torch.is_grad_enabled():
+            self._kept = *now, key, made
+        return made
 
 
 def _rows_in_blocks(weight: Weight, block: int) -> Weight:
@@ -86,6 +100,8 @@ class ExpertsMLP(nn.Module):
         self.shared_w13 = nn.Parameter(torch.empty(shared, 2 * width, hidden))
         self.shared_w2 = nn.Parameter(torch.empty(shared, hidden, width))
         self._kept: tuple[tuple[int, int], Tensor] | None = None
+        self._kept_router: RouterWeights | None = None
+        self._kept_experts: ExpertWeights | None = None
 
     def reset_parameters(self, generator: torch.Generator, output_gain: float) -> None:
         config = self.config
@@ -108,23 +124,34 @@ class ExpertsMLP(nn.Module):
         scale, factor = self.global_scale, self.config.route_scale
         if torch.is_grad_enabled():
             return factor * scale
-        key = (scale.data_ptr(), -1 if scale.is_inference() else scale._version)
+        key = stamp(scale)
         if self._kept is None or self._kept[0] != key:
             self._kept = key, factor * scale
         return self._kept[1]
 
     def forward(self, x: Tensor, rows: RowBatch, chosen: list[Routing] | None = None) -> Tensor:
         """x [T, H], normed -> [T, H]. chosen: what the router decided is appended to it."""
-        config = self.config
-        gate = RouterWeights(
-            self.gate,
-            self.bias,
-            config.top_k,
-            config.num_shared_experts,
-            self._scale(),
-        )
-        routing = router(x, gate, None, rows)
+        routing = router(x, self._router(), None, rows)
         if chosen is not None:
             chosen.append(routing)
-        weights = ExpertWeights(self.w13, self.w2, self.shared_w13, self.shared_w2)
-        return grouped_experts(ExpertInputs(x, routing), weights, None, rows)
+        return grouped_experts(ExpertInputs(x, routing), self._experts(), None, rows)
+
+    def _router(self) -> RouterWeights:
+        """The same object until one of its tensors is another; in training always a new one."""
+        gate, bias, scale = self.gate, self.bias, self._scale()
+        kept = self._kept_router
+        if kept and kept.weight is gate and kept.bias is bias and kept.scale is scale:
+            return kept
+        config = self.config
+        made = RouterWeights(gate, bias, config.top_k, config.num_shared_experts, scale)
+        if not torch.is_grad_enabled():
+            self._kept_router = made
+        return made
+
+    def _experts(self) -> ExpertWeights:
+        """The same object until one of its tensors is another."""
+        now = self.w13, self.w2, self.shared_w13, self.shared_w2
+        kept = self._kept_experts
+        if kept is None or not kept.made_of(*now):
+            kept = self._kept_experts = ExpertWeights(*now)
+        return kept

@@ -15,6 +15,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.gain = nn.Parameter(torch.empty(size))
         self.eps = eps
+        self._kept: RMSNormWeights | None = None
 
     def reset_parameters(self, value: float = 1.0) -> None:
         nn.init.constant_(self.gain, value)
@@ -22,7 +23,10 @@ class RMSNorm(nn.Module):
     @property
     def weights(self) -> RMSNormWeights:
         """For ops that norm as a part of what they do."""
-        return RMSNormWeights(self.gain, self.eps)
+        kept, gain = self._kept, self.gain
+        if kept is None or kept.gain is not gain:
+            kept = self._kept = RMSNormWeights(gain, self.eps)
+        return kept
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weights)
