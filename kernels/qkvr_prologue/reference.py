@@ -14,6 +14,7 @@ from microturn.kernels.rows import RowBatch
 from microturn.kernels.short_conv.reference import core as short_conv
 from microturn.kernels.short_conv.reference import short_conv_reference
 from microturn.kernels.streaming_attention import AttentionInputs, KVState
+from microturn.kernels.streaming_attention.reference import write_kv
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,7 @@ def qkvr_prologue_reference(
     q = made.q if out is None else out.copy_(made.q)
     if state is None:
         return AttentionInputs(q, made.k, made.v, made.r)
+    assert made.k is not None and made.v is not None
     with torch.no_grad():
-        run, slots, positions = rows.run_rows, rows.run_slots, rows.run_positions
-        for arena, values in ((state.kv.k, made.k), (state.kv.v, made.v)):
-            assert values is not None
-            every = run.shape[0] == values.shape[0]
-            arena.write(slots, positions, values if every else values.index_select(0, run))
+        write_kv(made.k, made.v, state.kv, rows)
     return AttentionInputs(q, None, None, made.r)

@@ -12,20 +12,24 @@ queries fill tile 0 (rows 700 to 703) and a quarter of tile 1 (row 704; the rest
 the last query, which does no harm). Tile 0 sees positions 189 to 703 in leaves 1 to 5, tile 1 sees
 193 to 704 in leaves 1 to 5, all in one group of 8. So 5 leaves are gathered for 10 pairs, in two
 runs (pairs 0 to 4 are tile 0 with gathered leaves 0 to 4, pairs 5 to 9 tile 1 with the same), and
-their partials go to cells 1 to 5 and 9 to 13 of 2 tiles x 1 group x 8 cells.
+their partials are folded as they come, 5 a tile.
 
 The same with 4 sinks, from position 9000: both tiles see leaf 0 and leaves 66 to 70, of groups 0
 and 8. Groups without a leaf have no cells: the partials of tile 0 go to cells 0 and 10 to 14 of 16.
+
+Plans are worked out in numpy: they are many small steps, and a call of torch takes longer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, groupby
-from typing import NamedTuple
+from itertools import chain, groupby, pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from microturn.kernels.arena import LEAF
@@ -38,6 +42,8 @@ PART_LEAVES = 32
 values a head."""
 PART_PAIRS = 160
 """Pairs, counted once for each kv head, that a part works on: 640 kB of logits."""
+
+Integers = NDArray[np.int64]
 
 
 class _Tile(NamedTuple):
@@ -56,6 +62,14 @@ class _Tile(NamedTuple):
     @property
     def leaves(self) -> tuple[int, ...]:
         return (*self.far, *self.near)
+
+    @property
+    def in_a_row(self) -> bool:
+        """Whether the fold of its groups is that of its leaves one by one: no group after the first
+        has two.
+        """
+        groups = [leaf // GROUP_LEAVES for leaf in self.leaves]
+        return all(a != b or a == groups[0] for a, b in pairwise(groups))
 
     @property
     def groups_between(self) -> int:
@@ -80,9 +94,9 @@ class Leaves:
           may be a former tenant's: one that is seen stands for it
     """
 
-    slot: Tensor
-    index: Tensor
-    rows: Tensor
+    slot: Integers
+    index: Integers
+    rows: Integers
 
 
 @dataclass(frozen=True)
@@ -90,23 +104,29 @@ class AttentionPart:
     """N tiles and their P pairs, for Hkv kv heads.
 
     queries    [N * Hkv * 8] int64: flat (row, q head) in each place of each tile
-    positions  [N, 1, 8, 1] int64: position of each query
+    positions  [N, 8] int64: position of each query
     pair_tile  [P] int64
     leaf_index [P] int64: which leaf of the stream
     leaves     what is gathered, for the next part too if that has the same
     runs       which gathered leaf each pair meets
-    num_groups most groups of leaves that any tile spans
-    cells      [P] int64: place of a pair's partial in [N, num_groups, 8]
+    num_groups most groups of leaves that any tile spans; 1 where all tiles are folded leaf by leaf
+    group_size cells of a group
+    cells      [P] int64: place of a pair's partial in [N, num_groups, group_size]
     """
 
-    queries: Tensor
-    positions: Tensor
-    pair_tile: Tensor
-    leaf_index: Tensor
+    queries: Integers
+    positions: Integers
+    pair_tile: Integers
+    leaf_index: Integers
     leaves: Leaves
     runs: tuple[Run, ...]
     num_groups: int
-    cells: Tensor
+    group_size: int
+    cells: Integers
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.positions) * self.num_groups * self.group_size
 
 
 def _tiles(rows: RowBatch, window: int, num_sinks: int, group: int) -> Iterator[_Tile]:
@@ -123,12 +143,17 @@ def _tiles(rows: RowBatch, window: int, num_sinks: int, group: int) -> Iterator[
             yield _Tile(line, first, lowest, highest, far, near)
 
 
-def _column(values: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    made = torch.from_numpy(values)
+    return made if device.type == "cpu" else made.to(device)
+
+
+def _column(values: list[int]) -> Integers:
+    return np.array(values, dtype=np.int64)
 
 
 def _gather(
-    tiles: Iterable[_Tile], num_sinks: int, num_kv_heads: int, device: torch.device
+    tiles: Iterable[_Tile], num_sinks: int, num_kv_heads: int
 ) -> tuple[Leaves, dict[Line, tuple[int, int]]]:
     """The leaves that tiles see, and by line the place of its leaf 0, were that gathered too:
     counted from its far leaves and from its near ones.
@@ -149,15 +174,15 @@ def _gather(
             leaves.append(leaf)
             first_keys.append(max(0, lowest - leaf * LEAF))
             last_keys.append(min(LEAF, (num_sinks if behind else highest + 1) - leaf * LEAF) - 1)
-    index = _column(leaves, device)
-    first, last = _column(first_keys, device), _column(last_keys, device)
-    every = torch.arange(LEAF, device=device)
-    keys = every.clamp(first[:, None, None], last[:, None, None])
+    index = _column(leaves)
+    first, last = _column(first_keys)[:, None, None], _column(last_keys)[:, None, None]
+    every = np.arange(LEAF)
+    keys = np.minimum(np.maximum(every, first), last)
     if num_sinks:
         is_sink = every < num_sinks - index[:, None, None] * LEAF
-        keys = torch.where(is_sink, every, keys).clamp_max(last[:, None, None])
-    heads = torch.arange(num_kv_heads, device=device)[:, None]
-    return Leaves(_column(slots, device), index, keys * num_kv_heads + heads), places
+        keys = np.minimum(np.where(is_sink, every, keys), last)
+    heads = np.arange(num_kv_heads)[:, None]
+    return Leaves(_column(slots), index, keys * num_kv_heads + heads), places
 
 
 def _runs(tiles: list[_Tile], places: dict[Line, tuple[int, int]]) -> tuple[Run, ...]:
@@ -183,47 +208,45 @@ def _build(
     places: dict[Line, tuple[int, int]],
     num_kv_heads: int,
     group: int,
-    device: torch.device,
 ) -> AttentionPart:
-    def column(values: list[int]) -> Tensor:
-        return _column(values, device)
-
-    pair_tile = column([i for i, tile in enumerate(tiles) for _ in tile.leaves])
-    leaf_index = column([leaf for tile in tiles for leaf in tile.leaves])
-    skips = [tile.groups_between for tile in tiles]
-    last_groups = [(tile.near.stop - 1) // GROUP_LEAVES for tile in tiles]
-    num_groups = 1 + max(last - skip for last, skip in zip(last_groups, skips, strict=True))
-    cells = column(
-        [
-            group * GROUP_LEAVES + leaf
-            for i, (skip, tile) in enumerate(zip(skips, tiles, strict=True))
-            for group, seen in (
-                (i * num_groups, tile.far),
-                (i * num_groups - skip, tile.near),
-            )
-            for leaf in seen
-        ]
-    )
-
-    begin = column([tile.first_query for tile in tiles])[:, None]
-    end = column([(t.line.stop - t.line.start) * group - 1 for t in tiles])[:, None]
-    row = column([tile.line.start for tile in tiles])[:, None]
-    position = column([tile.line.position for tile in tiles])[:, None]
-    query = torch.minimum(begin + torch.arange(TILE_ROWS, device=device), end)
+    num_groups, group_size, cells = _cells(tiles)
+    begin = _column([tile.first_query for tile in tiles])[:, None]
+    end = _column([(t.line.stop - t.line.start) * group - 1 for t in tiles])[:, None]
+    row = _column([tile.line.start for tile in tiles])[:, None]
+    position = _column([tile.line.position for tile in tiles])[:, None]
+    query = np.minimum(begin + np.arange(TILE_ROWS), end)
     local = query // group
-    heads = torch.arange(num_kv_heads, device=device)[:, None]
+    heads = np.arange(num_kv_heads)[:, None]
     queries = ((row + local)[:, None] * num_kv_heads + heads) * group + (query % group)[:, None]
-    positions = position + local
     return AttentionPart(
         queries=queries.reshape(-1),
-        positions=positions[:, None, :, None],
-        pair_tile=pair_tile,
-        leaf_index=leaf_index,
+        positions=position + local,
+        pair_tile=_column([i for i, tile in enumerate(tiles) for _ in tile.leaves]),
+        leaf_index=_column([leaf for tile in tiles for leaf in tile.leaves]),
         leaves=leaves,
         runs=_runs(tiles, places),
         num_groups=num_groups,
+        group_size=group_size,
         cells=cells,
     )
+
+
+def _cells(tiles: list[_Tile]) -> tuple[int, int, Integers]:
+    """num_groups, group_size and cells of an `AttentionPart`."""
+    counts = [len(tile.leaves) for tile in tiles]
+    if all(tile.in_a_row for tile in tiles):
+        size = max(counts)
+        return 1, size, _column([i * size + j for i, n in enumerate(counts) for j in range(n)])
+    skips = [tile.groups_between for tile in tiles]
+    last_groups = [(tile.near.stop - 1) // GROUP_LEAVES for tile in tiles]
+    num_groups = 1 + max(last - skip for last, skip in zip(last_groups, skips, strict=True))
+    cells = [
+        group * GROUP_LEAVES + leaf
+        for i, (skip, tile) in enumerate(zip(skips, tiles, strict=True))
+        for group, seen in ((i * num_groups, tile.far), (i * num_groups - skip, tile.near))
+        for leaf in seen
+    ]
+    return num_groups, GROUP_LEAVES, _column(cells)
 
 
 def build_parts(
@@ -246,9 +269,8 @@ def build_parts(
             batches[-1].append([])
             pairs = count
         batches[-1][-1].append(tile)
-    device = rows.positions.device
     built: list[AttentionPart] = []
     for parts in batches:
-        gathered, places = _gather(chain.from_iterable(parts), num_sinks, num_kv_heads, device)
-        built += [_build(p, gathered, places, num_kv_heads, group, device) for p in parts]
+        gathered, places = _gather(chain.from_iterable(parts), num_sinks, num_kv_heads)
+        built += [_build(p, gathered, places, num_kv_heads, group) for p in parts]
     return tuple(built)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,14 +12,14 @@ from torch import Tensor
 from microturn.kernels.arena import LEAF, ArenaKind, ArenaSpec, Pages, Ring, ring_capacity
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.streaming_attention.layout import (
-    GROUP_LEAVES,
     AttentionPart,
+    Integers,
     Leaves,
-    Run,
     build_parts,
+    on_device,
 )
 from microturn.kernels.streaming_attention.merge import NOTHING, merge
-from microturn.kernels.streaming_attention.rope import apply_rope
+from microturn.kernels.streaming_attention.rope import apply_rope, rotate, rotation
 from microturn.kernels.streaming_attention.whole import Visible, attend
 from microturn.kernels.tiles import TILE_ROWS, WIDTH, round_up
 
@@ -99,9 +100,9 @@ def kv_specs(
 
 def log_scale(positions: Tensor, weights: AttentionWeights) -> Tensor | None:
     """tau = 1 + alpha * ln(max(1, visible keys / floor)) by position, fp32; None where it is 1."""
-    if weights.log_floor is None:
-        return None
     most = weights.window + weights.num_sink_tokens
+    if weights.log_floor is None or most <= weights.log_floor:
+        return None
     visible = (positions + 1).clamp_max(most).double()
     return (1 + weights.log_alpha * (visible / weights.log_floor).clamp_min(1).log()).float()
 
@@ -113,6 +114,10 @@ def _extent(weights: AttentionWeights) -> int:
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _fp32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float32 else x.float()
 
 
 def core(
@@ -161,44 +166,54 @@ def _flat(x: Tensor) -> Tensor:
 class _Plan:
     """A part, and what a step's layers of one shape share about it.
 
-    factor     what multiplies q: the scale, times tau [N * Hkv * 8, 1] where there is one
-    tau        what multiplies r, or None
+    queries    [P * Hkv * 8] int64: flat (row, q head) in each place of each pair
+    factor     what multiplies q there: the scale, times tau [P * Hkv * 8, 1] where there is one
+    relatives  [N * Hkv, 8] int64: flat (row, q head) in each place of each tile, for r
+    tau        what multiplies r [N * Hkv, 8, 1], or None
     mask       [P, 1, 8, 128] fp32, 0 or -inf, where there is no bias to carry it, else None
+    columns    [extent, a multiple of 16] int64: of the bank, farthest first
     bias_start [P * Hkv * 8] int64: where in the biases of the part (see `_bias`) the 128 of a pair,
                kv head and query begin, or None
-    bias_zeros zeros beyond the bank's
-    border     [N * Hkv, 8, 128] fp32 of -inf, or None
+    before, after  [N * Hkv, 8, -] fp32: biases of keys farther than the bank's and of keys after
+               the query, or None
     sinks      (pairs [n] int64, [n, 1, 8, 128] bool): keys seen as sinks behind the window; None
                where there are none. The mask has them as seen, the biases do not
-    ring_rows  `_leaf_rows` by size of the ring, filled when first needed
+    cells      the part's, None where partials come in their order and leave no cell empty
+    rows       [T * H] int64: where in the part's result each (row, q head) is, None if not all are
+    written    `part.queries`, where only some are
     """
 
     part: AttentionPart
+    queries: Tensor
     factor: float | Tensor
+    relatives: Tensor
     tau: Tensor | None
     mask: Tensor | None
+    columns: Tensor | None
     bias_start: Tensor | None
-    bias_zeros: int
-    border: Tensor | None
+    before: Tensor | None
+    after: Tensor | None
     sinks: tuple[Tensor, Tensor] | None
-    ring_rows: dict[tuple[int, int], Tensor]
+    cells: Tensor | None
+    rows: Tensor | None
+    written: Tensor | None
 
 
 def _slices(values: Tensor, starts: Tensor) -> Tensor:
-    """values [n], contiguous, starts [m] int64 -> [m, 128]: values[start : start + 128] of each."""
-    windows = values.as_strided((values.shape[0] - LEAF + 1, LEAF), (1, 1))
+    """values, contiguous, n in all, starts [m] int64 -> [m, 128]: 128 in a row from each start."""
+    windows = values.as_strided((values.numel() - LEAF + 1, LEAF), (1, 1))
     return windows.index_select(0, starts)
 
 
 def _sinks(
-    part: AttentionPart, weights: AttentionWeights, distance: Tensor
+    part: AttentionPart, weights: AttentionWeights, distance: Integers, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
     """distance [P, 8] of a pair's queries from the first key of its leaf -> `_Plan.sinks`."""
-    pairs = (part.leaf_index * LEAF < weights.num_sink_tokens).nonzero()[:, 0]
-    key = torch.arange(LEAF, device=distance.device)
+    (pairs,) = (part.leaf_index * LEAF < weights.num_sink_tokens).nonzero()
+    key = np.arange(LEAF)
     is_sink = part.leaf_index[pairs, None] * LEAF + key < weights.num_sink_tokens
     seen = (distance[pairs, :, None] - key >= weights.window) & is_sink[:, None]
-    return (pairs, seen[:, None]) if bool(seen.any()) else None
+    return (on_device(pairs, device), on_device(seen[:, None], device)) if seen.any() else None
 
 
 def _show(sinks: tuple[Tensor, Tensor], bias: Tensor) -> None:
@@ -207,37 +222,79 @@ def _show(sinks: tuple[Tensor, Tensor], bias: Tensor) -> None:
     bias.index_copy_(0, pairs, bias.index_select(0, pairs).masked_fill_(seen, 0.0))
 
 
-def _plan(part: AttentionPart, weights: AttentionWeights, num_kv_heads: int) -> _Plan:
+def _result_rows(part: AttentionPart, num_results: int) -> Integers | None:
+    """`_Plan.rows` for num_results (row, q head)."""
+    rows = np.full(num_results, -1)
+    rows[part.queries] = np.arange(len(part.queries))
+    return None if (rows < 0).any() else rows
+
+
+def _plan(
+    part: AttentionPart,
+    weights: AttentionWeights,
+    num_kv_heads: int,
+    num_results: int,
+    device: torch.device,
+) -> _Plan:
     """A query's biases by distance, farthest first, are 128 of -inf (outside the window), zeros
     (in the window, beyond the bank), the bank's, 128 of -inf (after the query). Those of a leaf are
     128 of them in a row. Of more than 128 zeros, 128 are kept: no leaf sees past both their ends.
     """
-    tau = log_scale(part.positions, weights)
+    num_tiles, num_pairs = len(part.positions), len(part.pair_tile)
+    places = num_kv_heads * TILE_ROWS
     factor: float | Tensor = weights.scale
+    tau = log_scale(on_device(part.positions, device), weights)
     if tau is not None:
-        tau = tau.expand(-1, num_kv_heads, -1, -1).reshape(-1, 1)
-        factor = tau * weights.scale
+        tau = tau[:, None].expand(-1, num_kv_heads, -1).reshape(num_tiles, places, 1)
+        of_pairs = tau.index_select(0, on_device(part.pair_tile, device))
+        factor = of_pairs.view(-1, 1) * weights.scale
+        tau = tau.view(-1, TILE_ROWS, 1)
+
     extent = _extent(weights)
     zeros = min(weights.window - extent, LEAF)
     left_out = weights.window - extent - zeros
-    positions = part.positions.view(-1, TILE_ROWS).index_select(0, part.pair_tile)
-    distance = positions - part.leaf_index[:, None] * LEAF
-    sinks = _sinks(part, weights, distance)
-    distance = distance - (distance - (extent + LEAF - 1)).clamp(0, left_out)
-    start = (LEAF + zeros + extent - 1 - distance).clamp(0, LEAF + zeros + extent)
+    distance = part.positions[part.pair_tile] - part.leaf_index[:, None] * LEAF
+    sinks = _sinks(part, weights, distance, device) if weights.num_sink_tokens else None
+    distance = distance - (distance - (extent + LEAF - 1)).clip(0, left_out)
+    start = (LEAF + zeros + extent - 1 - distance).clip(0, LEAF + zeros + extent)
+    mask = columns = bias_start = before = after = None
     if weights.rel_bank is None:
-        row = F.pad(torch.zeros(zeros, device=start.device), (LEAF, LEAF), value=float("-inf"))
-        mask = _slices(row, start.view(-1)).view(-1, 1, TILE_ROWS, LEAF)
+        row = np.full(zeros + 2 * LEAF, -np.inf, np.float32)
+        row[LEAF : LEAF + zeros] = 0
+        seen = np.lib.stride_tricks.sliding_window_view(row, LEAF)[start]
+        mask = on_device(seen, device).view(num_pairs, 1, TILE_ROWS, LEAF)
         if sinks is not None:
             _show(sinks, mask)
-        return _Plan(part, factor, tau, mask, None, 0, None, sinks, {})
-    places = num_kv_heads * TILE_ROWS
-    place = torch.arange(places, device=start.device).view(num_kv_heads, TILE_ROWS)
-    query = part.pair_tile[:, None, None] * places + place
-    start = query * (zeros + extent + 2 * LEAF) + start[:, None]
-    num_products = part.queries.shape[0] // TILE_ROWS
-    border = torch.full((num_products, TILE_ROWS, LEAF), float("-inf"), device=start.device)
-    return _Plan(part, factor, tau, None, start.view(-1), zeros, border, sinks, {})
+    else:
+        width = zeros + extent + 2 * LEAF
+        query = part.pair_tile[:, None] * places + np.arange(places)
+        start = query.reshape(-1, num_kv_heads, TILE_ROWS) * width + start[:, None]
+        bias_start = on_device(start.reshape(-1), device)
+        farthest_first = np.arange(extent - 1, extent - 1 - round_up(extent, WIDTH), -1)
+        columns = on_device(np.maximum(farthest_first, 0), device)
+        lead = num_tiles * num_kv_heads, TILE_ROWS
+        after = torch.full((*lead, LEAF), -torch.inf, device=device)
+        before = after if not zeros else F.pad(after, (0, zeros))
+
+    queries = part.queries.reshape(num_tiles, places)
+    rows = _result_rows(part, num_results)
+    in_order = len(part.cells) == part.num_cells
+    return _Plan(
+        part=part,
+        queries=on_device(queries[part.pair_tile].reshape(-1), device),
+        factor=factor,
+        relatives=on_device(queries.reshape(-1, TILE_ROWS), device),
+        tau=tau,
+        mask=mask,
+        columns=columns,
+        bias_start=bias_start,
+        before=before,
+        after=after,
+        sinks=sinks,
+        cells=None if in_order else on_device(part.cells, device),
+        rows=None if rows is None else on_device(rows, device),
+        written=on_device(part.queries, device) if rows is None else None,
+    )
 
 
 def _plans(
@@ -247,73 +304,78 @@ def _plans(
     log = (weights.log_floor, weights.log_alpha)
     seen = (weights.window, weights.num_sink_tokens)
     key = ("streaming_attention", num_kv_heads, group, *seen, weights.scale, extent, log)
-    if key not in rows.derived:
+    plans: tuple[_Plan, ...] | None = rows.derived.get(key)
+    if plans is None:
         parts = build_parts(rows, *seen, num_kv_heads, group)
-        rows.derived[key] = tuple(_plan(part, weights, num_kv_heads) for part in parts)
-    return rows.derived[key]  # type: ignore[no-any-return]
+        results = rows.num_rows * num_kv_heads * group
+        device = rows.positions.device
+        plans = tuple(_plan(part, weights, num_kv_heads, results, device) for part in parts)
+        rows.derived[key] = plans
+    return plans
 
 
-def _leaf_rows(arena: Ring | Pages, leaves: Leaves) -> Tensor:
-    """[L * Hkv * 128] int64: the (position, kv head) rows of the leaves, head before position."""
-    starts = arena.places(leaves.slot, leaves.index * LEAF)
-    num_kv_heads = arena.data.shape[2]
-    return ((starts * num_kv_heads)[:, None, None] + leaves.rows).view(-1)
+def _leaf_rows(arena: Ring | Pages, leaves: Leaves, rows: RowBatch) -> Tensor:
+    """[L * Hkv, 128] int64: the (position, kv head) rows of the leaves, head before position."""
+    key = ("streaming_attention", "leaves", leaves, *arena.places_key)
+    found: Tensor | None = rows.derived.get(key)
+    if found is None:
+        device = rows.positions.device
+        slot, first = on_device(leaves.slot, device), on_device(leaves.index * LEAF, device)
+        starts = arena.places(slot, first)[:, None, None] * arena.data.shape[2]
+        found = (starts + on_device(leaves.rows, device)).flatten(0, 1)
+        rows.derived[key] = found
+    return found
 
 
-def _size(ring: Ring) -> tuple[int, int]:
-    return ring.capacity, ring.pinned
-
-
-def _kv_rows(state: KVState, plan: _Plan) -> tuple[Tensor, Tensor]:
-    """`_leaf_rows` of k and of v. A ring's are kept for the step; a page table may change."""
-    k, v, leaves = state.k, state.v, plan.part.leaves
-    if isinstance(k, Ring) and isinstance(v, Ring) and _size(k) == _size(v):
-        if _size(k) not in plan.ring_rows:
-            plan.ring_rows[_size(k)] = _leaf_rows(k, leaves)
-        return plan.ring_rows[_size(k)], plan.ring_rows[_size(k)]
-    k_rows = _leaf_rows(k, leaves)
-    if isinstance(k, Pages) and isinstance(v, Pages) and k.page_table is v.page_table:
-        return k_rows, k_rows
-    return k_rows, _leaf_rows(v, leaves)
-
-
-def _gather(state: KVState, plan: _Plan) -> tuple[Tensor, Tensor]:
-    """Keys and values [L, Hkv, 128, D] fp32 of the part's leaves."""
-    head_dim, shape = state.k.data.shape[3], plan.part.leaves.rows.shape
-    k_rows, v_rows = _kv_rows(state, plan)
-    keys = state.k.data.view(-1, head_dim).index_select(0, k_rows).float()
-    values = state.v.data.view(-1, head_dim).index_select(0, v_rows).float()
-    return keys.view(*shape, head_dim), values.view(*shape, head_dim)
+def _gather(arena: Ring | Pages, leaves: Leaves, rows: RowBatch) -> Tensor:
+    """Keys or values [L * Hkv, 128, D] fp32 of the leaves."""
+    data = arena.data.view(-1, arena.data.shape[3])
+    return _fp32(torch.embedding(data, _leaf_rows(arena, leaves, rows)))
 
 
 def _bias(r: Tensor, weights: AttentionWeights, plan: _Plan) -> Tensor:
     """r [T * H, d_rel] -> [P * Hkv * 8, 128] fp32, -inf for hidden keys."""
-    assert weights.rel_bank is not None
-    assert plan.bias_start is not None and plan.border is not None
-    extent = _extent(weights)
-    width = plan.bias_zeros + extent
-    bank = weights.rel_bank[:, :extent].float().flip(1)
-    padded = round_up(width, WIDTH)
-    if padded != extent:
-        bank = F.pad(bank, (plan.bias_zeros, padded - width))
-    tiles = r.index_select(0, plan.part.queries).float()
+    assert weights.rel_bank is not None and plan.columns is not None
+    assert plan.bias_start is not None and plan.before is not None and plan.after is not None
+    bank = _fp32(weights.rel_bank.index_select(1, plan.columns))
+    tiles = _fp32(torch.embedding(r, plan.relatives))
     if plan.tau is not None:
         tiles = tiles * plan.tau
-    tiles = tiles.view(-1, TILE_ROWS, tiles.shape[-1])
     by_distance = torch.bmm(tiles, bank.expand(tiles.shape[0], -1, -1))
-    bordered = torch.cat((plan.border, by_distance[..., :width], plan.border), -1)
-    return _slices(bordered.view(-1), plan.bias_start)
+    extent = _extent(weights)
+    if by_distance.shape[-1] != extent:
+        by_distance = by_distance[..., :extent]
+    return _slices(torch.cat((plan.before, by_distance, plan.after), -1), plan.bias_start)
 
 
-def _products(a: Tensor, b: Tensor, runs: tuple[Run, ...]) -> Tensor:
-    """a [P, Hkv, 8, m], b [L, Hkv, m, n] -> [P, Hkv, 8, n]: each pair with the leaf it meets."""
-    heads, inner, width = b.shape[1:]
-    tiles = a.reshape(-1, TILE_ROWS, inner)
-    y = a.new_empty(tiles.shape[0], TILE_ROWS, width)
-    for pair, leaf, length in runs:
+def _products(a: Tensor, b: Tensor, part: AttentionPart) -> Tensor:
+    """a [P * Hkv, 8, m], b [L * Hkv, m, n] -> [P * Hkv, 8, n]: each pair with the leaf it meets."""
+    if len(part.runs) == 1 and len(a) == len(b):
+        return torch.bmm(a, b)
+    heads = len(a) // len(part.pair_tile)
+    y = a.new_empty(*a.shape[:2], b.shape[2])
+    for pair, leaf, length in part.runs:
         pairs = slice(pair * heads, (pair + length) * heads)
-        torch.bmm(tiles[pairs], b[leaf : leaf + length].flatten(0, 1), out=y[pairs])
-    return y.view(-1, heads, TILE_ROWS, width)
+        torch.bmm(a[pairs], b[leaf * heads : (leaf + length) * heads], out=y[pairs])
+    return y
+
+
+def _fold(maxima: Tensor, sums: Tensor, plan: _Plan) -> Tensor:
+    """maxima [P * Hkv, 8, 1], sums [P * Hkv, 8, W] -> [N, Hkv * 8, W]."""
+    part = plan.part
+    num_tiles, groups, size = len(part.positions), part.num_groups, part.group_size
+    cells = num_tiles * groups, size, sums.numel() // len(part.cells) // sums.shape[2]
+    if plan.cells is not None:
+        by_cell = part.num_cells, cells[2]
+        every = sums.new_zeros(*by_cell, sums.shape[2])
+        sums = every.index_copy_(0, plan.cells, sums.view(-1, *every.shape[1:]))
+        tops = maxima.new_full((*by_cell, 1), NOTHING)
+        maxima = tops.index_copy_(0, plan.cells, maxima.view(-1, *tops.shape[1:]))
+    top, total = merge(maxima.view(*cells, 1), sums.view(*cells, -1))
+    if groups > 1:
+        by_group = num_tiles, groups, cells[2]
+        _, total = merge(top.view(*by_group, 1), total.view(*by_group, -1))
+    return total
 
 
 def _attend(
@@ -324,80 +386,79 @@ def _attend(
     weights: AttentionWeights,
     plan: _Plan,
 ) -> Tensor:
-    """q [T * H, D], r [T * H, d_rel], keys and values [L, Hkv, 128, D] -> [N * Hkv * 8, D] fp32,
+    """q [T * H, D], r [T * H, d_rel], keys and values [L * Hkv, 128, D] -> [N * Hkv * 8, D] fp32,
     the queries of one part.
     """
-    part = plan.part
-    head_dim, num_kv_heads = q.shape[1], keys.shape[1]
-    num_tiles, num_pairs = part.positions.shape[0], part.pair_tile.shape[0]
-    places = num_kv_heads * TILE_ROWS
-
-    tiles = q.index_select(0, part.queries).float() * plan.factor
-    if num_tiles > 1:
-        tiles = tiles.view(num_tiles, -1).index_select(0, part.pair_tile)
-    else:
-        tiles = tiles.expand(num_pairs, -1, -1)
-    tiles = tiles.reshape(num_pairs, num_kv_heads, TILE_ROWS, head_dim)
-    logits = _products(tiles, keys.transpose(2, 3), part.runs)
+    head_dim = q.shape[1]
+    tiles = _fp32(q.index_select(0, plan.queries)) * plan.factor
+    logits = _products(tiles.view(-1, TILE_ROWS, head_dim), keys.transpose(1, 2), plan.part)
+    by_pair = len(plan.part.pair_tile), -1, TILE_ROWS, LEAF
     if plan.mask is not None:
-        logits += plan.mask
+        logits.view(by_pair).add_(plan.mask)
     elif r is not None:
-        bias = _bias(r, weights, plan).view(logits.shape)
+        bias = _bias(r, weights, plan)
         if plan.sinks is not None:
-            _show(plan.sinks, bias)
-        logits += bias
+            _show(plan.sinks, bias.view(by_pair))
+        logits.view(-1, LEAF).add_(bias)
 
     maxima = logits.amax(-1, keepdim=True).clamp_min_(NOTHING)
     shares = logits.sub_(maxima).exp_()
-    mixed = _products(shares, values, part.runs)
-    sums = torch.cat((mixed.view(num_pairs, places, -1), shares.sum(-1).view(-1, places, 1)), -1)
-
-    cells = num_tiles * part.num_groups * GROUP_LEAVES
-    all_sums = sums.new_zeros(cells, places, head_dim + 1).index_copy_(0, part.cells, sums)
-    all_maxima = maxima.new_full((cells, places), NOTHING)
-    all_maxima.index_copy_(0, part.cells, maxima.view(num_pairs, places))
-    top, total = merge(
-        all_maxima.view(-1, GROUP_LEAVES, places), all_sums.view(-1, GROUP_LEAVES, *sums.shape[1:])
-    )
-    if part.num_groups > 1:
-        top, total = merge(
-            top.view(num_tiles, part.num_groups, places),
-            total.view(num_tiles, part.num_groups, *sums.shape[1:]),
-        )
-    total = total.view(-1, head_dim + 1)
-    return total[:, :head_dim] / total[:, head_dim:]
+    mixed = _products(shares, values, plan.part)
+    total = _fold(maxima, torch.cat((mixed, shares.sum(-1, keepdim=True)), -1), plan)
+    mixed, shares = total.split_with_sizes((head_dim, 1), -1)
+    return (mixed / shares).view(-1, head_dim)
 
 
-def _write(k: Tensor, v: Tensor, weights: AttentionWeights, state: KVState, rows: RowBatch) -> None:
-    if weights.rope_theta is not None:
-        k = apply_rope(k, rows.positions, weights.rope_theta)
-    run, slots = rows.run_rows, rows.run_slots
-    if run.shape[0] != k.shape[0]:
-        k, v = k.index_select(0, run), v.index_select(0, run)
-    state.k.write(slots, rows.run_positions, k)
-    state.v.write(slots, rows.run_positions, v)
+def _rotation(weights: AttentionWeights, head_dim: int, rows: RowBatch) -> tuple[Tensor, Tensor]:
+    """`rope.rotation` of the rows, worked out once a step."""
+    assert weights.rope_theta is not None
+    key = ("streaming_attention", "rotation", weights.rope_theta, head_dim)
+    if key not in rows.derived:
+        rows.derived[key] = rotation(rows.positions, head_dim, weights.rope_theta)
+    return rows.derived[key]  # type: ignore[no-any-return]
+
+
+def write_kv(k: Tensor, v: Tensor, state: KVState, rows: RowBatch) -> None:
+    """k and v [T, Hkv, D] of the rows that run, to their positions."""
+    if not rows.all_run:
+        k, v = k.index_select(0, rows.run_rows), v.index_select(0, rows.run_rows)
+    for arena, new in ((state.k, k), (state.v, v)):
+        key = ("streaming_attention", "written", *arena.places_key)
+        places = rows.derived.get(key)
+        if places is None:
+            places = rows.derived[key] = arena.places(rows.run_slots, rows.run_positions)
+        arena.put(places, new)
 
 
 def _streamed(
     x: AttentionInputs, weights: AttentionWeights, state: KVState, rows: RowBatch
 ) -> Tensor:
-    q, r = x.q, x.r
-    if weights.rope_theta is not None:
-        q = apply_rope(q, rows.positions, weights.rope_theta)
-    if x.k is not None and x.v is not None:
-        _write(x.k, x.v, weights, state, rows)
+    q, k, r = x.q, x.k, x.r
     num_heads, head_dim = q.shape[1:]
+    if weights.rope_theta is not None:
+        by = _rotation(weights, head_dim, rows)
+        q, k = rotate(q, *by), None if k is None else rotate(k, *by)
+    if k is not None and x.v is not None:
+        write_kv(k, x.v, state, rows)
     num_kv_heads = state.k.data.shape[2]
-    y = torch.zeros_like(q, memory_format=torch.contiguous_format)
     flat_q, flat_r = q.reshape(-1, head_dim), None if r is None else r.reshape(-1, r.shape[-1])
+    plans = _plans(rows, weights, num_kv_heads, num_heads // num_kv_heads)
+    y: Tensor | None = None
     gathered: Leaves | None = None
-    for plan in _plans(rows, weights, num_kv_heads, num_heads // num_kv_heads):
+    for plan in plans:
         if plan.part.leaves is not gathered:
             gathered = plan.part.leaves
-            keys, values = _gather(state, plan)
+            keys, values = (_gather(arena, gathered, rows) for arena in (state.k, state.v))
         result = _attend(flat_q, flat_r, keys, values, weights, plan)
-        y.view(-1, head_dim).index_copy_(0, plan.part.queries, result.to(y.dtype))
-    return y
+        if result.dtype != q.dtype:
+            result = result.to(q.dtype)
+        if plan.written is None:
+            assert plan.rows is not None
+            return result.index_select(0, plan.rows).view(q.shape)
+        if y is None:
+            y = flat_q.new_zeros(flat_q.shape)
+        y.index_copy_(0, plan.written, result)
+    return torch.zeros_like(q) if y is None else y.view(q.shape)
 
 
 def _whole(x: AttentionInputs, weights: AttentionWeights, rows: RowBatch) -> Tensor:

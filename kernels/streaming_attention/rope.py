@@ -15,13 +15,24 @@ def apply_rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     Angles are formed in fp64, so that late positions turn as exactly as early ones. Source:
     spec/moshi-mimi.md 3.1 (interleaved pairs). Raises ValueError on an odd D.
     """
-    head_dim = x.shape[-1]
+    return rotate(x, *rotation(positions, x.shape[-1], theta))
+
+
+def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., 1, D / 2] fp64 of the angles of positions [...]. Raises ValueError on an
+    odd D.
+    """
     if head_dim % 2:
         raise ValueError(f"rope turns pairs, got a head dimension of {head_dim}")
-    steps = torch.arange(0, head_dim, 2, dtype=torch.float64, device=x.device)
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device)
     angles = positions[..., None, None] * theta ** (-steps / head_dim)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [..., H, D] by what `rotation` gives."""
     wide = x if x.dtype == torch.float64 else x.float()
-    cos, sin = angles.cos().to(wide.dtype), angles.sin().to(wide.dtype)
+    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
     even, odd = wide[..., 0::2], wide[..., 1::2]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
     return turned.flatten(-2).to(x.dtype)

@@ -374,7 +374,6 @@ def test_another_order_of_leaves_does_change_bits(monkeypatch: pytest.MonkeyPatc
     x = setup.sequence(1300)
     want = stream(x, setup.weights, even_cuts(1300, 50), setup.state())
     monkeypatch.setattr(layout, "GROUP_LEAVES", 4)
-    monkeypatch.setattr(reference, "GROUP_LEAVES", 4)
     got = stream(x, setup.weights, even_cuts(1300, 50), setup.state())
     assert not torch.equal(got, want)
     assert_close(got, want, 1e-6)
@@ -513,7 +512,8 @@ def test_half_precision_arenas_round_only_what_is_kept() -> None:
 def test_the_layout_of_the_worked_example() -> None:
     (only,) = build_parts(RowBatch.build([3], [5], [700]), 512, 0, 1, 2)
     assert only.leaf_index.tolist() == [1, 2, 3, 4, 5] * 2
-    assert only.cells.tolist() == [1, 2, 3, 4, 5, 9, 10, 11, 12, 13]
+    assert (only.num_groups, only.group_size) == (1, 5)
+    assert only.cells.tolist() == [*range(10)]
     assert only.positions.flatten().tolist() == [700, 700, 701, 701, 702, 702, 703, 703] + [704] * 8
     assert only.queries.tolist() == [*range(8), 8, 9, 9, 9, 9, 9, 9, 9]
 
@@ -521,7 +521,7 @@ def test_the_layout_of_the_worked_example() -> None:
 def test_the_layout_of_the_worked_example_with_sinks() -> None:
     (only,) = build_parts(RowBatch.build([3], [5], [9000]), 512, 4, 1, 2)
     assert only.leaf_index.tolist() == [0, 66, 67, 68, 69, 70] * 2
-    assert only.num_groups == 2
+    assert (only.num_groups, only.group_size) == (2, 8)
     assert only.cells.tolist() == [0, 10, 11, 12, 13, 14, 16, 26, 27, 28, 29, 30]
     assert only.leaves.index.tolist() == [0, 66, 67, 68, 69, 70]
     assert only.runs == ((0, 0, 6), (6, 0, 6))
