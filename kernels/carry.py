@@ -62,7 +62,9 @@ def run_lines(
     length = rows.line_length
     if length is not None:
         batch = x.reshape(-1, length, x.shape[1])
-        y = _step(core, batch, state, rows.line_slots, rows.fresh_lines).reshape(-1, width)
+        parities = _parities(state, rows)
+        y = _step(core, batch, state, rows.line_slots, rows.fresh_lines, parities)
+        y = y.reshape(-1, width)
         return y if out is None else out.copy_(y)
     parts: list[Tensor] = []
     done = 0
@@ -77,13 +79,36 @@ def run_lines(
 
 
 def _step(
-    core: CarryCore, x: Tensor, state: Twice | None, slots: Tensor, fresh: Tensor | None
+    core: CarryCore,
+    x: Tensor,
+    state: Twice | None,
+    slots: Tensor,
+    fresh: Tensor | None,
+    parities: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     if state is None:
         return core(x)[0]
-    y, tail = core(x, carry=state.read(slots).to(x.dtype), fresh=fresh)
-    state.write(slots, tail)
+    parity = state.parity[slots] if parities is None else parities[0]
+    other = 1 - parity if parities is None else parities[1]
+    data = state.data
+    carry = data[parity, slots]
+    y, tail = core(x, carry=carry if carry.dtype == x.dtype else carry.to(x.dtype), fresh=fresh)
+    data.index_put_((other, slots), tail if tail.dtype == data.dtype else tail.to(data.dtype))
     return y
+
+
+def _parities(state: Twice | None, rows: RowBatch) -> tuple[Tensor, Tensor] | None:
+    """Of the lines' slots: which copy is committed and which is written, read once for all the
+    tails of a tick. Rows belong to one tick, and no parity flips within it.
+    """
+    if state is None:
+        return None
+    parity = state.parity
+    key = parity.data_ptr(), -1 if parity.is_inference() else parity._version
+    if key not in rows.parities:
+        committed = parity[rows.line_slots]
+        rows.parities[key] = committed, 1 - committed
+    return rows.parities[key]
 
 
 def check_carry(

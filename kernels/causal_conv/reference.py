@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from microturn.kernels.arena import Twice
 from microturn.kernels.carry import opened, run_lines
 from microturn.kernels.rows import RowBatch
-from microturn.kernels.tiles import matmul_rows
+from microturn.kernels.tiles import TILE_ROWS, WIDTH, matmul_rows
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,38 @@ class ConvWeights:
         """Of the `Twice` arena, a slot."""
         return self.history, int(self.weight.shape[2])
 
+    @cached_property
+    def laid(self) -> Laid:
+        """Outside autograd: the object is kept from tick to tick."""
+        return Laid(self.weight.flatten(1))
+
     @property
     def without_elu(self) -> ConvWeights:
         """For an input that has had it."""
         return replace(self, elu=False)
+
+
+class Laid:
+    """A matrix [N, K] as the tiles of a product want it."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.width = int(matrix.shape[0])
+        missing = -self.width % WIDTH
+        self.matrix = F.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+        self._by_tiles: dict[int, Tensor] = {}
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [R, K], or windows [n, L, K] that overlap in memory -> [R, N]: `tiles.matmul_rows`."""
+        rows, wide = x.shape[:-1].numel(), x.shape[-1]
+        if rows <= TILE_ROWS or rows % TILE_ROWS:
+            y = matmul_rows(x.reshape(rows, wide), self.matrix)
+        else:
+            tiles = rows // TILE_ROWS
+            if tiles not in self._by_tiles:
+                self._by_tiles[tiles] = self.matrix.t().expand(tiles, -1, -1)
+            y = torch.bmm(x.reshape(tiles, TILE_ROWS, wide), self._by_tiles[tiles])
+            y = y.view(rows, -1)
+        return y if y.shape[1] == self.width else y[:, : self.width]
 
 
 def elu(x: Tensor) -> Tensor:
@@ -71,15 +99,25 @@ def core(
         x = elu(x)
     history = weights.history
     if history:
-        opening = x[:, :1] if weights.pad == "replicate" else x.new_zeros(1, 1, 1)
-        before = opened(carry, fresh, opening).expand(lines, history, channels)
-        x = torch.cat([before, x], 1)
-    windows = x.unfold(1, kernel, weights.stride).transpose(2, 3)
-    flat = windows.reshape(lines, length // weights.stride, kernel * channels).contiguous()
+        if carry is None or fresh is not None:
+            opening = x[:, :1] if weights.pad == "replicate" else x.new_zeros(1, 1, 1)
+            carry = opened(carry, fresh, opening).expand(lines, history, channels)
+        x = torch.cat([carry, x], 1)
     dtype = weights.weight.dtype
-    y = matmul_rows(flat, weights.weight.reshape(cout, kernel * channels).to(x.dtype))
-    y = y if weights.bias is None else y + weights.bias
-    return y.to(dtype), x[:, length:]
+    shape = lines, length // weights.stride, kernel * channels
+    if torch.is_grad_enabled() or dtype != x.dtype:
+        windows = x.unfold(1, kernel, weights.stride).transpose(2, 3).reshape(shape)
+        y = matmul_rows(windows, weights.weight.flatten(1).to(x.dtype))
+    else:
+        x = x.contiguous()
+        windows = x
+        if kernel > 1:
+            run = weights.stride * channels
+            windows = x.as_strided(shape, (x.shape[1] * channels, run, 1))
+        y = weights.laid.product(windows).view(*shape[:2], cout)
+    if weights.bias is not None:
+        y = y + weights.bias
+    return y if y.dtype == dtype else y.to(dtype), x[:, length:]
 
 
 def causal_conv_reference(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from microturn.kernels.arena import Twice
 from microturn.kernels.carry import opened, run_lines
-from microturn.kernels.causal_conv.reference import elu
+from microturn.kernels.causal_conv.reference import Laid, elu
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.tiles import matmul_rows
 
@@ -48,6 +48,11 @@ class ConvTransposeWeights:
         """
         return self.overlap - 1, self.stride * self.width
 
+    @cached_property
+    def laid(self) -> Laid:
+        """Outside autograd: the object is kept from tick to tick."""
+        return Laid(self.weight.flatten(0, 1))
+
 
 def core(
     x: Tensor,
@@ -67,16 +72,22 @@ def core(
         x = elu(x)
     if weight.dim() == 2:
         spread = x.unsqueeze(2) * weight
+    elif torch.is_grad_enabled():
+        spread = matmul_rows(x, weight.flatten(0, 1))
     else:
-        spread = matmul_rows(x, weight.reshape(-1, weight.shape[2]))
-    parts = spread.reshape(lines, length, weights.overlap, stride * weights.width)
-    before = opened(carry, fresh, x.new_zeros(1, 1, 1)).expand(lines, *weights.tail_shape)
-    y = parts[:, :, -1]
+        spread = weights.laid.product(x)
+    parts = spread.view(lines, length, weights.overlap, stride * weights.width).unbind(2)
+    if carry is None or fresh is not None:
+        carry = opened(carry, fresh, x.new_zeros(1, 1, 1)).expand(lines, *weights.tail_shape)
+    y = parts[-1]
     tails: list[Tensor] = []
     for j in range(weights.overlap - 2, -1, -1):
-        tails.append(y[:, -1:])
-        y = torch.cat([before[:, j : j + 1], y[:, :-1]], 1) + parts[:, :, j]
-    tail = torch.cat(tails[::-1], 1) if tails else before
+        late = torch.cat([carry[:, j : j + 1] if j or weights.overlap > 2 else carry, y], 1)
+        tails.append(late[:, length:])
+        y = late[:, :length] + parts[j]
+    tail = carry
+    if tails:
+        tail = tails[0] if len(tails) == 1 else torch.cat(tails[::-1], 1)
     y = y.reshape(lines, length * stride, weights.width)
     return y if weights.bias is None else y + weights.bias, tail
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from microturn.kernels.depth_head.weights import DepthWeights, Step
 from microturn.kernels.rms_norm.reference import core as rms_norm
 from microturn.kernels.rows import RowBatch
-from microturn.kernels.sampling.philox import words_of
 from microturn.kernels.sampling.reference import (
     CODEBOOK_STREAM,
     SamplingParams,
@@ -135,11 +134,11 @@ def _noise(params: SamplingParams, weights: DepthWeights) -> NDArray[np.float32]
     """For each codebook the Gumbel noise of every code [Q, B, V], drawn in one go: the calls of a
     draw cost more than its numbers. None when every row takes its most likely code.
     """
-    if not (params.temperature.numpy() > 0).any():
+    if not (params.host.temperature > 0).any():
         return None
     streams = np.arange(CODEBOOK_STREAM, CODEBOOK_STREAM + weights.num_codebooks, dtype=np.uint64)
     codes = np.arange(weights.codebook_size, dtype=np.uint64)
-    seed, step = words_of(params.seed)[:, None], words_of(params.step)[:, None]
+    seed, step = params.host.seed[:, None], params.host.step[:, None]
     return gumbel_noise(seed, step, streams[:, None, None], codes)
 
 

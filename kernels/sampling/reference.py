@@ -5,6 +5,8 @@ numpy, whose calls cost a tenth.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +40,21 @@ class SamplingParams:
     seed: Tensor
     step: Tensor
     stream: int
+
+    @cached_property
+    def host(self) -> HostParams:
+        """In numpy, for every draw that is made from these; shares memory."""
+        seed, step = words_of(self.seed), words_of(self.step)
+        return HostParams(self.temperature.numpy(), self.top_k.numpy(), seed, step)
+
+
+class HostParams(NamedTuple):
+    """`SamplingParams` in numpy: the bits of seed and step as unsigned numbers."""
+
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int64]
+    seed: Words
+    step: Words
 
 
 def uniform(words: Words) -> NDArray[np.float32]:
@@ -95,7 +112,7 @@ def draw(
     scores: NDArray[np.float32] = (
         logits.detach().numpy() if logits.requires_grad else logits.numpy()
     )
-    temperature: NDArray[np.float32] = params.temperature.numpy()
+    temperature = params.host.temperature
     best = np.maximum.reduce(scores, -1)
     hot = temperature > 0
     if not hot.any():
@@ -117,15 +134,15 @@ def _perturbed(
 ) -> NDArray[np.int64]:
     """hot [B, 1]: the rows that are not greedy, None when all are."""
     rows, size = logits.shape
-    top_k = np.clip(params.top_k.numpy(), 1, size)
+    top_k = np.clip(params.host.top_k, 1, size)
     count = int(top_k.max())
     values, ids = (t.numpy() for t in top_candidates(logits, count))
     if noise is None:
-        seed, step = words_of(params.seed)[:, None], words_of(params.step)[:, None]
+        seed, step = params.host.seed[:, None], params.host.step[:, None]
         drawn = gumbel_noise(seed, step, np.array(params.stream, np.uint64), ids.view(np.uint64))
     else:
         drawn = noise[np.arange(rows)[:, None], ids]
-    temperature = params.temperature.numpy()[:, None]
+    temperature = params.host.temperature[:, None]
     if hot is not None:
         drawn = np.where(hot, drawn, np.float32(0))
         temperature = np.where(hot, temperature, np.float32(1))

@@ -17,6 +17,7 @@ from microturn.model.mimi.config import MimiConfig
 from microturn.model.mimi.layers import (
     Conv,
     ConvTranspose,
+    Kept,
     ResidualUnit,
     Transformer,
     tail_view,
@@ -38,7 +39,7 @@ class DecoderState:
     last: Twice
 
 
-class Codebooks(nn.Module):
+class Codebooks(Kept[DequantizeWeights]):
     """The books [Q, size, d] and the projections of the two groups [dim, d] (rvq_dequantize)."""
 
     def __init__(self, config: MimiConfig) -> None:
@@ -49,7 +50,6 @@ class Codebooks(nn.Module):
         )
         self.semantic = nn.Parameter(torch.empty(config.dim, config.codebook_dim))
         self.acoustic = nn.Parameter(torch.empty(config.dim, config.codebook_dim))
-        self._weights: tuple[tuple[tuple[int, int], ...], DequantizeWeights] | None = None
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Books of unit variance, projections whose sum has unit variance for random codes."""
@@ -65,17 +65,8 @@ class Codebooks(nn.Module):
     def forward(self, codes: Tensor, rows: RowBatch | None) -> Tensor:
         return rvq_dequantize(codes, self.weights, None, rows)
 
-    @property
-    def weights(self) -> DequantizeWeights:
-        """One object until a parameter changes: a GPU folds the projections into the books once.
-
-        Tensors made under inference_mode do not count their changes: load those before use.
-        """
-        tensors = (self.tables, self.semantic, self.acoustic)
-        key = tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)
-        if self._weights is None or self._weights[0] != key:
-            self._weights = key, DequantizeWeights(*tensors, self.num_semantic)
-        return self._weights[1]
+    def assemble(self) -> DequantizeWeights:
+        return DequantizeWeights(self.tables, self.semantic, self.acoustic, self.num_semantic)
 
 
 class MimiDecoder(nn.Module):

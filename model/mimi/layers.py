@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from microturn.kernels.rows import RowBatch
 from microturn.kernels.streaming_attention import KVState, kv_specs
 from microturn.model.family import ArenaSet
 from microturn.model.mimi.config import MimiConfig
+
+W = TypeVar("W")
 
 CURSOR = "frames"
 """The counter that positions the codec's state."""
@@ -47,7 +49,46 @@ def tail_view(arenas: ArenaSet, name: str) -> Twice:
     return view
 
 
-class Conv(nn.Module):
+Key = tuple[object, ...]
+
+
+class Kept(nn.Module, Generic[W]):
+    """Parameters whose weights object is one until a parameter changes: what an op lays out of it
+    serves every tick.
+
+    Tensors made under inference_mode do not count their changes: load those before use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: tuple[Key, W] | None = None
+
+    @property
+    def weights(self) -> W:
+        """What the op takes; made anew at each call under autograd."""
+        if torch.is_grad_enabled():
+            return self.assemble()
+        key: Key = (
+            *self.options(),
+            *(
+                (p.data_ptr(), -1 if p.is_inference() else p._version)
+                for p in self._parameters.values()
+                if p is not None
+            ),
+        )
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self.assemble()
+        return self._kept[1]
+
+    def assemble(self) -> W:
+        raise NotImplementedError
+
+    def options(self) -> Key:
+        """What else the object is made of."""
+        return ()
+
+
+class Conv(Kept[ConvWeights]):
     """causal_conv: weight [Cout, K, Cin], bias [Cout] or None."""
 
     bias: nn.Parameter | None
@@ -78,9 +119,11 @@ class Conv(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
-    @property
-    def weights(self) -> ConvWeights:
+    def assemble(self) -> ConvWeights:
         return ConvWeights(self.weight, self.bias, self.stride, self.pad, self.elu)
+
+    def options(self) -> Key:
+        return self.stride, self.pad, self.elu
 
     def arena_specs(self, name: str, dtype: torch.dtype | None = None) -> Sequence[ArenaSpec]:
         """dtype: of the inputs, that of the weight where they are no audio."""
@@ -93,7 +136,7 @@ class Conv(nn.Module):
         return causal_conv(x, weights, state if weights.history else None, rows, out=out)
 
 
-class ConvTranspose(nn.Module):
+class ConvTranspose(Kept[ConvTransposeWeights]):
     """conv_transpose with a kernel of two strides: weight [K, Cout, Cin] ([K, C] depthwise), bias
     [Cout] or None.
     """
@@ -125,9 +168,11 @@ class ConvTranspose(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
-    @property
-    def weights(self) -> ConvTransposeWeights:
+    def assemble(self) -> ConvTransposeWeights:
         return ConvTransposeWeights(self.weight, self.bias, self.stride, self.elu)
+
+    def options(self) -> Key:
+        return self.stride, self.elu
 
     def arena_specs(self, name: str) -> Sequence[ArenaSpec]:
         return (tail_spec(name, self.weights.tail_shape),)
@@ -144,6 +189,7 @@ class ResidualUnit(nn.Module):
         hidden = channels // config.compress
         self.inner = Conv(channels, hidden, config.residual_kernel_size, elu=True)
         self.outer = Conv(hidden, channels, 1, elu=True)
+        self._whole: ResidualUnitWeights | None = None
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """A branch half as large as the identity."""
@@ -152,7 +198,11 @@ class ResidualUnit(nn.Module):
 
     @property
     def weights(self) -> ResidualUnitWeights:
-        return ResidualUnitWeights(self.inner.weights, self.outer.weights)
+        inner, outer = self.inner.weights, self.outer.weights
+        kept = self._whole
+        if kept is None or kept.inner is not inner or kept.outer is not outer:
+            kept = self._whole = ResidualUnitWeights(inner, outer)
+        return kept
 
     def arena_specs(self, name: str) -> Sequence[ArenaSpec]:
         return (tail_spec(name, self.weights.tail_shape, self.inner.weight.dtype),)
@@ -162,7 +212,7 @@ class ResidualUnit(nn.Module):
         return residual_unit(x, weights, state if weights.inner.history else None, rows)
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Kept[CodecLayerWeights]):
     """The parameters of one `CodecLayerWeights`, under its names."""
 
     def __init__(self, config: MimiConfig) -> None:
@@ -191,8 +241,7 @@ class TransformerLayer(nn.Module):
             for scale in (self.scale1, self.scale2):
                 scale.fill_(0.01)
 
-    @property
-    def weights(self) -> CodecLayerWeights:
+    def assemble(self) -> CodecLayerWeights:
         return CodecLayerWeights(**self._parameters)  # type: ignore[arg-type]
 
 
