@@ -48,7 +48,7 @@ STAGES = (
     ),
     Stage(
         "joint",
-        1400,
+        600,
         {"drill": 0.1, "timespeak": 0.14, "cuespeak": 0.14, "repcount": 0.22, "charades": 0.08}
         | {"proactive": 0.07, "interrupt": 0.05, "backchannel": 0.05, "pause": 0.03}
         | {"latency": 0.03, "idle": 0.02, "medley": 0.04, "show": 0.03},
