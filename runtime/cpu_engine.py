@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from microturn.model.family import ModelFamily, Sampling
-from microturn.model.tick import TickInputs
+from microturn.model.tick import TickInputs, TickSize
 from microturn.model.tick import TickOutputs as Buffers
 from microturn.runtime.arenas import Arenas
 from microturn.runtime.engine import RowInput, SlotState, TickOutputs
@@ -17,6 +17,8 @@ from microturn.runtime.image_input import PATCH
 from microturn.runtime.plan import RowPlan, TickPlan, bucket
 from microturn.runtime.staging import share_out, stage
 
+SIZES = 16
+"""Sizes of ticks whose buffers are kept."""
 OLD = 1 << 20
 """Positions after which no window has room left."""
 
@@ -33,6 +35,7 @@ class CpuEngine:
         self._threads = threads
         self._stepping: int | None = None
         self.arenas = Arenas(family.arena_specs(), num_slots)
+        self._kept: dict[TickSize, tuple[TickInputs, Buffers]] = {}
 
     @property
     def num_slots(self) -> int:
@@ -47,8 +50,7 @@ class CpuEngine:
         self._set_threads()
         shape = self._family.shape
         staged = stage(plan, inputs)
-        size = staged.size(shape.frames)
-        heard, said = TickInputs.allocate(size, shape), Buffers.allocate(size, shape)
+        heard, said = self._buffers(staged.size(shape.frames))
         heard.fill(staged.lines, shape.frames)
         with torch.inference_mode():
             self._family.tick(heard, said, self.arenas)
@@ -99,6 +101,16 @@ class CpuEngine:
             for row in rows
         }
         self.step(TickPlan(0, 0, bucket(len(rows)), bucket(total), tuple(rows)), inputs)
+
+    def _buffers(self, size: TickSize) -> tuple[TickInputs, Buffers]:
+        """Those of the last tick of that size: what is of the last one is written anew."""
+        if size not in self._kept:
+            if len(self._kept) == SIZES:
+                del self._kept[next(iter(self._kept))]
+            shape = self._family.shape
+            made = TickInputs.allocate(size, shape), Buffers.allocate(size, shape)
+            self._kept[size] = made
+        return self._kept[size]
 
     def _set_threads(self) -> None:
         """torch keeps the count by thread, and whoever steps may change."""

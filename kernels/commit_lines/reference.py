@@ -1,9 +1,10 @@
-"""commit_lines in plain torch."""
+"""commit_lines on the host, in numpy, whose small calls cost a tenth of torch's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,13 +44,15 @@ class Committed:
 def core(x: Said) -> Committed:
     """What is ok, and the audio as it is heard; nothing is committed."""
     lines, speaking = x.slot_ids.shape[0], x.audio.shape[0]
-    finite = x.peaks.isfinite().all(0) & x.finite.all(0) & x.audio.isfinite().all(-1)
-    ok = torch.ones(lines, dtype=torch.bool, device=x.audio.device)
-    ok[:speaking] = finite | ~x.emits[:speaking]
-    audio = x.audio.new_zeros(lines, x.audio.shape[1])
-    heard = (x.emits[:speaking] & (x.slot_ids[:speaking] >= 0))[:, None]
-    audio[:speaking] = torch.where(heard & x.audio.isfinite(), x.audio.clamp(-1, 1), 0.0)
-    return Committed(ok, audio)
+    emits, slots, said = x.emits.numpy()[:speaking], x.slot_ids.numpy()[:speaking], x.audio.numpy()
+    sound = np.isfinite(said)
+    finite = np.isfinite(x.peaks.numpy()).all(0) & x.finite.numpy().all(0) & sound.all(-1)
+    ok = np.ones(lines, np.bool_)
+    ok[:speaking] = finite | ~emits
+    audio = np.zeros((lines, said.shape[1]), np.float32)
+    heard = (emits & (slots >= 0))[:, None] & sound
+    np.clip(said, -1, 1, out=audio[:speaking], where=heard)
+    return Committed(torch.from_numpy(ok), torch.from_numpy(audio))
 
 
 def commit_lines_reference(
@@ -63,15 +66,16 @@ def commit_lines_reference(
     """See `commit_lines`."""
     made = core(x)
     lines = zip(x.slot_ids.tolist(), x.emits.tolist(), made.ok.tolist(), strict=True)
-    parity = state.feedback.parity
+    rows, frames, parity = state.rows.numpy(), state.frames.numpy(), state.feedback.parity.numpy()
+    feedback, after = state.feedback.data.numpy(), x.after.numpy()
     for b, (slot, emits, ok) in enumerate(lines):
         if slot < 0 or not ok:
             continue
-        state.rows[slot], state.frames[slot] = x.after[0, b], x.after[1, b]
+        rows[slot], frames[slot] = after[:, b]
         if emits:
-            last = torch.cat((x.text_ids[-1:, b], x.codes[-1, b]))
             parity[slot] = 1 - parity[slot]
-            state.feedback.data[parity[slot], slot] = last
+            feedback[parity[slot], slot, 0] = x.text_ids.numpy()[-1, b]
+            feedback[parity[slot], slot, 1:] = x.codes.numpy()[-1, b]
     if out is None:
         return made
     return Committed(out.ok.copy_(made.ok), out.audio.copy_(made.audio))

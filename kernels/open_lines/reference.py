@@ -1,10 +1,11 @@
-"""open_lines in plain torch."""
+"""open_lines on the host, in numpy, whose small calls cost a tenth of torch's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,29 +88,36 @@ class OpenedLines:
 
 def core(x: Opening, start: Tensor, state: LineState) -> OpenedLines:
     """start [1 + Q] int64: what a session reads back first."""
-    made = OpenedLines.allocate(x, start.shape[0], torch.zeros)
+    lines, speaking, count = x.slot_ids.shape[0], x.speaking, x.frames
+    rows, frames, parity = state.rows.numpy(), state.frames.numpy(), state.feedback.parity.numpy()
+    positions = np.zeros(x.num_rows, np.int64)
+    steps = np.zeros((count, speaking), np.int64)
+    said = np.zeros((count - 1, speaking), np.int64)
+    ends = np.zeros(speaking, np.int64)
+    feedback = np.zeros((lines, start.shape[0]), np.int64)
+    after = np.zeros((2, lines), np.int64)
     offsets = x.row_offsets.tolist()
-    lines = zip(x.slot_ids.tolist(), x.emits.tolist(), x.reset.tolist(), strict=True)
-    for b, (slot, emits, reset) in enumerate(lines):
+    each = zip(x.slot_ids.tolist(), x.emits.tolist(), x.reset.tolist(), strict=True)
+    for b, (slot, emits, reset) in enumerate(each):
         if slot < 0:
             continue
         if reset:
-            state.rows[slot] = state.frames[slot] = state.feedback.parity[slot] = 0
+            rows[slot] = frames[slot] = parity[slot] = 0
         first, last = offsets[b], offsets[b + 1]
-        row, frame = int(state.rows[slot]), int(state.frames[slot])
+        row, frame = int(rows[slot]), int(frames[slot])
         end = row + last - first
-        made.positions[first:last] = torch.arange(row, end)
-        parity = state.feedback.parity[slot]
-        made.feedback[b] = start if frame == 0 else state.feedback.data[parity, slot]
-        made.after[0, b] = end + (x.frames - 1 if emits else 0)
-        made.after[1, b] = frame + (x.frames if emits else 0)
+        positions[first:last] = range(row, end)
+        kept = start if frame == 0 else state.feedback.data[int(parity[slot]), slot]
+        feedback[b] = kept.numpy()
+        after[:, b] = end + (count - 1) * emits, frame + count * emits
         if emits:
-            made.heard[b * x.frames : (b + 1) * x.frames] = torch.arange(frame, frame + x.frames)
-            made.steps[:, b] = torch.arange(frame, frame + x.frames)
-            made.said[:, b] = torch.arange(end, end + x.frames - 1)
-        if b < x.speaking:
-            made.ends[b] = max(last - 1, 0)
-    return made
+            steps[:, b] = range(frame, frame + count)
+            said[:, b] = range(end, end + count - 1)
+        if b < speaking:
+            ends[b] = max(last - 1, 0)
+    heard = steps.T.flatten()
+    made = (positions, heard, steps, said, ends, feedback, after)
+    return OpenedLines(*map(torch.from_numpy, made))
 
 
 def open_lines_reference(

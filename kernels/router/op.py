@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from microturn.kernels.router.reference import RouterWeights, Routing, router_re
 from microturn.kernels.rows import RowBatch
 
 __all__ = ["RouterWeights", "Routing", "router"]
+
+_fit: set[Hashable] = set()
+"""Shapes and dtypes that passed the checks."""
 
 
 def router(
@@ -33,10 +38,14 @@ def router(
     TypeError when bias is not fp32.
     """
     experts = weights.num_experts
-    check_shape("router", "x", x, ("T", weights.weight.shape[-1]))
-    check_shape("router", "weight", weights.weight, ("E + Sh", "H"))
-    check_shape("router", "bias", weights.bias, (experts,))
-    check_dtype("router", "bias", weights.bias, torch.float32)
-    if not 1 <= weights.top_k <= experts:
-        raise ValueError(f"router: top_k must be 1 to {experts} (experts), got {weights.top_k}")
+    gate, bias = weights.weight, weights.bias
+    seen = x.dim(), x.shape[-1], gate.shape, bias.shape, bias.dtype, experts, weights.top_k
+    if seen not in _fit:
+        check_shape("router", "x", x, ("T", gate.shape[-1]))
+        check_shape("router", "weight", gate, ("E + Sh", "H"))
+        check_shape("router", "bias", bias, (experts,))
+        check_dtype("router", "bias", bias, torch.float32)
+        if not 1 <= weights.top_k <= experts:
+            raise ValueError(f"router: top_k must be 1 to {experts} (experts), got {weights.top_k}")
+        _fit.add(seen)
     return pick("router", x.device, router_reference)(x, weights, state, rows, out=out)
