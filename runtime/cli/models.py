@@ -55,6 +55,7 @@ def _row(name: str) -> PresetRow:
         num_parameters,
         preset,
     )
+    from microturn.model.interaction.presets import TRAINED
 
     config = preset(name)
     with torch.device("meta"):
@@ -72,7 +73,7 @@ def _row(name: str) -> PresetRow:
         parameters=parameters,
         weight_bytes=4 * parameters,
         session_bytes=session,
-        trained=family.trained,
+        trained=name in TRAINED,
         real_time=REAL_TIME.get(name, "not measured"),
         fits=4 * parameters + session < machine.memory_bytes()[1],
     )

@@ -59,7 +59,7 @@ def recorded(into: list[tuple[str, Any, Any]]) -> Iterator[None]:
 def called() -> list[tuple[str, Any, Any]]:
     """A tick of two sessions, one of which has five tokens to read."""
     found: list[tuple[str, Any, Any]] = []
-    family = load_family("interaction-tiny", None, tick_ms=100, seed=0)
+    family = load_family("interaction-tiny", None, tick_ms=100, seed=0, trained=False)
     with Runtime(model=family, max_sessions=2, clock=VirtualClock()) as runtime:
         sessions = [runtime.open(), runtime.open()]
         runtime.tick()

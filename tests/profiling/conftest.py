@@ -16,7 +16,7 @@ TICKS = 6
 
 @pytest.fixture(scope="session")
 def family() -> InteractionFamily:
-    return load_family("interaction-tiny", None, tick_ms=100, seed=0)
+    return load_family("interaction-tiny", None, tick_ms=100, seed=0, trained=False)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ TICKS = 6
 
 @pytest.fixture(scope="module")
 def family() -> Any:
-    return load("interaction-tiny", tick_ms=100, seed=1)
+    return load("interaction-tiny", tick_ms=100, seed=1, trained=False)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from microturn.runtime import Runtime, VirtualClock
 
 @pytest.fixture(scope="module")
 def family() -> Any:
-    return load_family("interaction-tiny", seed=3)
+    return load_family("interaction-tiny", seed=3, trained=False)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_batches_do_not_mix_what_sees_and_what_does_not(lexicon: Lexicon, voicin
 @pytest.fixture
 def make_training(lexicon: Lexicon) -> Callable[[Recipe], Training]:
     def make(recipe: Recipe) -> Training:
-        return Training(load_family("interaction-tiny", seed=5).model, recipe, lexicon)
+        return Training(load_family("interaction-tiny", seed=5, trained=False).model, recipe, lexicon)
 
     return make
 
