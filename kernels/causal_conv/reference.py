@@ -61,8 +61,10 @@ class Laid:
         self.matrix = F.pad(matrix, (0, 0, 0, missing)) if missing else matrix
         self._by_tiles: dict[int, Tensor] = {}
 
-    def product(self, x: Tensor) -> Tensor:
-        """x [R, K], or windows [n, L, K] that overlap in memory -> [R, N]: `tiles.matmul_rows`."""
+    def product(self, x: Tensor, *shape: int) -> Tensor:
+        """x [R, K], or windows [n, L, K] that overlap in memory -> [R, N] as `shape`:
+        `tiles.matmul_rows`.
+        """
         rows, wide = x.shape[:-1].numel(), x.shape[-1]
         if rows <= TILE_ROWS or rows % TILE_ROWS:
             y = matmul_rows(x.reshape(rows, wide), self.matrix)
@@ -71,8 +73,9 @@ class Laid:
             if tiles not in self._by_tiles:
                 self._by_tiles[tiles] = self.matrix.t().expand(tiles, -1, -1)
             y = torch.bmm(x.reshape(tiles, TILE_ROWS, wide), self._by_tiles[tiles])
-            y = y.view(rows, -1)
-        return y if y.shape[1] == self.width else y[:, : self.width]
+        if y.shape[-1] != self.width:
+            return y[..., : self.width].reshape(shape)
+        return y.view(shape)
 
 
 def elu(x: Tensor) -> Tensor:
@@ -114,10 +117,10 @@ def core(
         if kernel > 1:
             run = weights.stride * channels
             windows = x.as_strided(shape, (x.shape[1] * channels, run, 1))
-        y = weights.laid.product(windows).view(*shape[:2], cout)
+        y = weights.laid.product(windows, *shape[:2], cout)
     if weights.bias is not None:
         y = y + weights.bias
-    return y if y.dtype == dtype else y.to(dtype), x[:, length:]
+    return y if y.dtype == dtype else y.to(dtype), x[:, length:] if history else x
 
 
 def causal_conv_reference(

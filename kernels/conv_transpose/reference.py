@@ -70,19 +70,20 @@ def core(
     weight, stride = weights.weight, weights.stride
     if weights.elu:
         x = elu(x)
+    shape = lines, length, weights.overlap, stride * weights.width
     if weight.dim() == 2:
-        spread = x.unsqueeze(2) * weight
+        spread = (x.unsqueeze(2) * weight).view(shape)
     elif torch.is_grad_enabled():
-        spread = matmul_rows(x, weight.flatten(0, 1))
+        spread = matmul_rows(x, weight.flatten(0, 1)).view(shape)
     else:
-        spread = weights.laid.product(x)
-    parts = spread.view(lines, length, weights.overlap, stride * weights.width).unbind(2)
+        spread = weights.laid.product(x, *shape)
+    parts = spread.unbind(2)
     if carry is None or fresh is not None:
         carry = opened(carry, fresh, x.new_zeros(1, 1, 1)).expand(lines, *weights.tail_shape)
     y = parts[-1]
     tails: list[Tensor] = []
     for j in range(weights.overlap - 2, -1, -1):
-        late = torch.cat([carry[:, j : j + 1] if j or weights.overlap > 2 else carry, y], 1)
+        late = torch.cat([carry[:, j : j + 1] if weights.overlap > 2 else carry, y], 1)
         tails.append(late[:, length:])
         y = late[:, :length] + parts[j]
     tail = carry

@@ -61,14 +61,14 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None
+    q: Tensor, keys: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One query a row [R, heads, d] over every step so far; sums over the last axis only."""
-    keys, values = k[:, :, None], v[..., None]
+    """One query a row [R, heads, 1, d] over every step so far; sums over the last axis only."""
+    values = v.mT
     if past is None:
         return v, (keys, values)
     keys, values = torch.cat((past[0], keys), 2), torch.cat((past[1], values), 3)
-    scores = (q[:, :, None] * keys).sum(-1) * q.shape[-1] ** -0.5
+    scores = (q * keys).sum(-1) * q.shape[-1] ** -0.5
     share = scores.softmax(-1)
     return (share[:, :, None] * values).sum(-1), (keys, values)
 
@@ -78,7 +78,7 @@ def _step(x: Tensor, past: Past, step: Step, num_heads: int) -> Tensor:
     rows, width = x.shape
     for i, layer in enumerate(step.layers):
         qkv = matmul_rows(rms_norm(x, layer.attention_norm), layer.qkv)
-        q, k, v = qkv.view(rows, 3, num_heads, width // num_heads).unbind(1)
+        q, k, v = qkv.view(rows, 3, num_heads, 1, width // num_heads).unbind(1)
         attended, grown = _attend(q, k, v, past[i] if i < len(past) else None)
         past[i : i + 1] = [grown]
         x = x + matmul_rows(attended.reshape(rows, width), layer.out)
@@ -124,9 +124,11 @@ def _generate(x: DepthInputs, weights: DepthWeights) -> DepthOutputs:
     bases = _hidden_in(F.pad(x.hidden, (0, 0, 0, padded - batch)), weights)
     for k, (base, step) in enumerate(zip(bases, weights.steps, strict=True)):
         scores = _step(base + F.embedding(ids, step.table), past, step, weights.num_heads)[:batch]
-        scores = scores.detach().float() if scores.dtype != torch.float32 else scores
-        drawn[:batch] = codes[:, k] = draw(scores, x.sampling, None if noise is None else noise[k])
-        finite &= np.isfinite(scores.numpy()).all(-1)
+        if scores.dtype != torch.float32 or scores.requires_grad:
+            scores = scores.detach().float()
+        host = scores.numpy()
+        drawn[:batch] = codes[:, k] = draw(host, x.sampling, None if noise is None else noise[k])
+        finite &= np.isfinite(host).all(-1)
     return DepthOutputs(torch.from_numpy(codes), torch.from_numpy(finite))
 
 

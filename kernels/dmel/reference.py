@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from microturn.kernels.arena import Twice
-from microturn.kernels.dmel.weights import FLOOR, NUM_MELS, DMelWeights, nearest
+from microturn.kernels.carry import run_lines
+from microturn.kernels.dmel.weights import FLOOR, NUM_MELS, WINDOW, DMelWeights
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.tiles import matmul_rows
 
@@ -21,7 +24,9 @@ def mel_sums(frames: Tensor, weights: DMelWeights) -> Tensor:
 
 
 def _bins(frames: Tensor, weights: DMelWeights) -> Tensor:
-    return nearest(mel_sums(frames, weights), weights.centres)
+    """As `nearest`, by the edges it was measured to have; a NaN is bin 0, as there."""
+    sums = mel_sums(frames, weights)
+    return torch.bucketize(sums.nan_to_num(FLOOR, math.inf), weights.edges)
 
 
 def core(audio: Tensor, weights: DMelWeights) -> Tensor:
@@ -39,25 +44,28 @@ def dmel_reference(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `dmel`."""
-    lines = rows.lines
-    if not lines:
+    if not rows.lines:
         bins = torch.zeros(x.shape[0], NUM_MELS, dtype=torch.int64, device=x.device)
         return bins if out is None else out.copy_(bins)
-    before = torch.cat((x[:1], x[:-1]))
-    starts = [line.start for line in lines]
-    if state is None:
-        before[starts] = 0.0
-    else:
-        carried = state.read(rows.line_slots)
-        if rows.fresh_lines is not None:
-            carried = torch.where(rows.fresh_lines[:, None], 0.0, carried)
-        before[starts] = carried
-        state.write(rows.line_slots, x[[line.stop - 1 for line in lines]])
-    frames = torch.cat((before, x), 1)
-    run = rows.run_rows
-    if run.shape[0] == x.shape[0]:
-        bins = _bins(frames, weights)
-    else:
-        bins = torch.zeros(x.shape[0], NUM_MELS, dtype=torch.int64, device=x.device)
-        bins[run] = _bins(frames[run], weights)
+    frames = run_lines(_framed, x, state, rows, width=WINDOW)
+    bins = _bins(frames, weights)
+    if rows.line_length is None:
+        bins = torch.zeros_like(bins).index_copy(0, rows.run_rows, bins[rows.run_rows])
     return bins if out is None else out.copy_(bins)
+
+
+def _framed(
+    x: Tensor, *, carry: Tensor | None = None, fresh: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x [N, L, 800], carry [N, 800] -> ([N, L, 1600], each hop behind the one before it; next
+    carry). See `carry.CarryCore`.
+    """
+    lines, length, hop = x.shape
+    if carry is None:
+        before = x.new_zeros(lines, 1, hop)
+    else:
+        kept = carry if fresh is None else torch.where(fresh[:, None], 0.0, carry)
+        before = kept.unsqueeze(1)
+    heard = torch.cat((before, x), 1)
+    frames = heard.as_strided((lines, length, 2 * hop), (heard.stride(0), hop, 1))
+    return frames, x[:, -1]

@@ -1,5 +1,5 @@
-"""sampling on the host: the sort and the logarithms in torch, whose bits they are, the rest in
-numpy, whose calls cost a tenth.
+"""sampling on the host: logarithms in torch, whose bits they are, the rest in numpy, whose calls
+cost a tenth.
 """
 
 from __future__ import annotations
@@ -77,41 +77,43 @@ def gumbel_noise(seed: Words, step: Words, stream: Words, index: Words) -> NDArr
     even, _ = philox_rounds((step, stream, index, step >> HALF), np.stack((seed, seed >> HALF)))
     noise = torch.from_numpy(uniform(even[0]))
     # The logarithm is torch's own: its bits are those of the kernels' tests.
-    return noise.log_().neg_().log_().neg_().numpy()  # type: ignore[no-any-return]
+    return noise.log_().neg_().log_().neg_().numpy()
 
 
-def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top_candidates(
+    scores: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The `count` largest of each row with their ids, largest first, ties to the lower id.
 
-    logits [B, V] fp32 -> values [B, count], ids [B, count] int64.
+    scores [B, V] -> values [B, count], ids [B, count].
     """
-    size = logits.shape[1]
+    rows, size = scores.shape
     if size <= SORT_LIMIT:
-        values, ids = logits.sort(dim=-1, descending=True, stable=True)
-        return values[:, :count], ids[:, :count]
-    # Keys that order like (logit, -id) and never tie: torch.topk itself breaks ties at will.
-    bits = (logits + 0.0).contiguous().view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = ordered.long() * 2**32 + torch.arange(size - 1, -1, -1, device=logits.device)
-    ids = keys.topk(count, dim=-1).indices
-    return logits.gather(1, ids), ids
+        ids = np.argsort(-scores, -1, "stable")[:, :count]
+    else:
+        # Keys that order like (score, -id) and never tie: torch.topk itself breaks ties at will.
+        bits = (scores + np.float32(0)).view(np.int32)
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        keys = ordered.astype(np.int64) * 2**32 + np.arange(size - 1, -1, -1)
+        ids = torch.from_numpy(keys).topk(count, dim=-1).indices.numpy()
+    return scores[np.arange(rows)[:, None], ids], ids
 
 
 def core(logits: Tensor, params: SamplingParams, noise: Tensor | None = None) -> Tensor:
     """logits [B, V] fp32 -> ids [B] int64. noise: see `draw`."""
-    return torch.from_numpy(draw(logits, params, None if noise is None else noise.numpy()))
+    scores = (logits.detach() if logits.requires_grad else logits).numpy()
+    return torch.from_numpy(draw(scores, params, None if noise is None else noise.numpy()))
 
 
 def draw(
-    logits: Tensor, params: SamplingParams, noise: NDArray[np.float32] | None = None
+    scores: NDArray[np.float32],
+    params: SamplingParams,
+    noise: NDArray[np.float32] | None = None,
 ) -> NDArray[np.int64]:
-    """logits [B, V] fp32 -> ids [B].
+    """scores [B, V] -> ids [B].
 
     noise: gumbel_noise of every id, [B, V], where the caller drew it for many steps at once.
     """
-    scores: NDArray[np.float32] = (
-        logits.detach().numpy() if logits.requires_grad else logits.numpy()
-    )
     temperature = params.host.temperature
     best = np.maximum.reduce(scores, -1)
     hot = temperature > 0
@@ -120,23 +122,23 @@ def draw(
     else:
         # A row that is not finite draws a NaN, and 0 below.
         with np.errstate(all="ignore"):
-            ids = _perturbed(logits, best, params, noise, None if hot.all() else hot[:, None])
+            ids = _perturbed(scores, best, params, noise, None if hot.all() else hot[:, None])
     finite = np.isfinite(best)
     return ids if finite.all() else np.where(finite, ids, 0)
 
 
 def _perturbed(
-    logits: Tensor,
+    scores: NDArray[np.float32],
     best: NDArray[np.float32],
     params: SamplingParams,
     noise: NDArray[np.float32] | None,
     hot: NDArray[np.bool_] | None,
 ) -> NDArray[np.int64]:
     """hot [B, 1]: the rows that are not greedy, None when all are."""
-    rows, size = logits.shape
+    rows, size = scores.shape
     top_k = np.clip(params.host.top_k, 1, size)
     count = int(top_k.max())
-    values, ids = (t.numpy() for t in top_candidates(logits, count))
+    values, ids = top_candidates(scores, count)
     if noise is None:
         seed, step = params.host.seed[:, None], params.host.step[:, None]
         drawn = gumbel_noise(seed, step, np.array(params.stream, np.uint64), ids.view(np.uint64))

@@ -18,7 +18,7 @@ from microturn.kernels.arena import Twice
 from microturn.kernels.dmel import DMelWeights, dmel, dmel_spec, dmel_weights
 from microturn.kernels.dmel.cases import CASES, DMelCase, make_inputs
 from microturn.kernels.dmel.reference import core, mel_sums
-from microturn.kernels.dmel.weights import mel_filters, nearest
+from microturn.kernels.dmel.weights import bin_edges, mel_filters, nearest
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.testing import assert_bitwise_equal, assert_close, error_ratio
 
@@ -226,7 +226,7 @@ def test_a_wrong_centre_filter_window_or_power_would_be_noticed(
     centres[8] += 0.02
     symmetric = torch.hann_window(1600, periodic=False)
     for changed in (
-        wrong(centres=centres),
+        wrong(centres=centres, edges=bin_edges(centres)),
         wrong(filters=weights.filters.roll(1, 1)),
         wrong(window=symmetric),
     ):
