@@ -110,7 +110,12 @@ class Ring:
     @cached_property
     def flat(self) -> Tensor:
         """data with its first two dimensions as one, as `places` counts."""
-        return self.data.flatten(0, 1)
+        return self.data.view(-1, *self.data.shape[2:])
+
+    @cached_property
+    def heads(self) -> Tensor:
+        """data as rows of its last dimension."""
+        return self.data.view(-1, self.data.shape[-1])
 
     def places(self, slots: Tensor, positions: Tensor) -> Tensor:
         """int64 index into data, its first two dimensions as one; arguments broadcastable int64."""
@@ -157,7 +162,12 @@ class Pages:
     @cached_property
     def flat(self) -> Tensor:
         """data with its first two dimensions as one, as `places` counts."""
-        return self.data.flatten(0, 1)
+        return self.data.view(-1, *self.data.shape[2:])
+
+    @cached_property
+    def heads(self) -> Tensor:
+        """data as rows of its last dimension."""
+        return self.data.view(-1, self.data.shape[-1])
 
     def _find(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Page, and place in it."""

@@ -41,6 +41,7 @@ class Arenas:
             spec.cursor: torch.zeros(num_slots, dtype=torch.int64, device=device) for spec in specs
         }
         self._specs = tuple(specs)
+        self._page_tables: dict[int, Tensor] = {}
         self._views = {spec.name: self._allocate(spec, device) for spec in specs}
         self.bytes = sum(spec.bytes_per_slot for spec in specs) * num_slots
 
@@ -194,7 +195,9 @@ class Arenas:
             )
         per_slot = spec.capacity // spec.page_size
         data = self._empty((self.num_slots * per_slot, spec.page_size), spec, device)
-        return Pages(data, _deal_pages(self.num_slots, per_slot).to(device), spec.pinned)
+        if per_slot not in self._page_tables:  # one for all: what is found by it is found once
+            self._page_tables[per_slot] = _deal_pages(self.num_slots, per_slot).to(device)
+        return Pages(data, self._page_tables[per_slot], spec.pinned)
 
     def _empty(self, lead: tuple[int, int], spec: ArenaSpec, device: torch.device | str) -> Tensor:
         return torch.empty(*lead, *spec.shape, dtype=spec.dtype, device=device)

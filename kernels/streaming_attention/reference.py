@@ -19,7 +19,7 @@ from microturn.kernels.streaming_attention.layout import (
     on_device,
 )
 from microturn.kernels.streaming_attention.merge import NOTHING, merge
-from microturn.kernels.streaming_attention.rope import apply_rope, rotate, rotation
+from microturn.kernels.streaming_attention.rope import apply_rope, rotate, rotation, wide
 from microturn.kernels.streaming_attention.whole import Visible, attend
 from microturn.kernels.tiles import TILE_ROWS, WIDTH, round_up
 
@@ -166,20 +166,21 @@ def _flat(x: Tensor) -> Tensor:
 class _Plan:
     """A part, and what a step's layers of one shape share about it.
 
-    queries    [P * Hkv * 8] int64: flat (row, q head) in each place of each pair
-    factor     what multiplies q there: the scale, times tau [P * Hkv * 8, 1] where there is one
+    queries    [P * Hkv, 8] int64: flat (row, q head) in each place of each pair
+    factor     what multiplies q there: the scale, times tau [P * Hkv, 8, 1] where there is one
     relatives  [N * Hkv, 8] int64: flat (row, q head) in each place of each tile, for r
     tau        what multiplies r [N * Hkv, 8, 1], or None
     mask       [P, 1, 8, 128] fp32, 0 or -inf, where there is no bias to carry it, else None
     columns    [extent, a multiple of 16] int64: of the bank, farthest first
-    bias_start [P * Hkv * 8] int64: where in the biases of the part (see `_bias`) the 128 of a pair,
+    bias_start [P * Hkv, 8] int64: where in the biases of the part (see `_bias`) the 128 of a pair,
                kv head and query begin, or None
     before, after  [N * Hkv, 8, -] fp32: biases of keys farther than the bank's and of keys after
                the query, or None
     sinks      (pairs [n] int64, [n, 1, 8, 128] bool): keys seen as sinks behind the window; None
                where there are none. The mask has them as seen, the biases do not
     cells      the part's, None where partials come in their order and leave no cell empty
-    rows       [T * H] int64: where in the part's result each (row, q head) is, None if not all are
+    some_blind a query may see no key of a leaf that its tile meets
+    rows       [T, H] int64: where in the part's result each (row, q head) is, None if not all are
     written    `part.queries`, where only some are
     """
 
@@ -195,14 +196,9 @@ class _Plan:
     after: Tensor | None
     sinks: tuple[Tensor, Tensor] | None
     cells: Tensor | None
+    some_blind: bool
     rows: Tensor | None
     written: Tensor | None
-
-
-def _slices(values: Tensor, starts: Tensor) -> Tensor:
-    """values, contiguous, n in all, starts [m] int64 -> [m, 128]: 128 in a row from each start."""
-    windows = values.as_strided((values.numel() - LEAF + 1, LEAF), (1, 1))
-    return windows.index_select(0, starts)
 
 
 def _sinks(
@@ -222,18 +218,19 @@ def _show(sinks: tuple[Tensor, Tensor], bias: Tensor) -> None:
     bias.index_copy_(0, pairs, bias.index_select(0, pairs).masked_fill_(seen, 0.0))
 
 
-def _result_rows(part: AttentionPart, num_results: int) -> Integers | None:
-    """`_Plan.rows` for num_results (row, q head)."""
-    rows = np.full(num_results, -1)
+def _result_rows(part: AttentionPart, num_rows: int, num_heads: int) -> Integers | None:
+    """`_Plan.rows`."""
+    rows = np.full(num_rows * num_heads, -1)
     rows[part.queries] = np.arange(len(part.queries))
-    return None if (rows < 0).any() else rows
+    return None if (rows < 0).any() else rows.reshape(num_rows, num_heads)
 
 
 def _plan(
     part: AttentionPart,
     weights: AttentionWeights,
     num_kv_heads: int,
-    num_results: int,
+    num_rows: int,
+    num_heads: int,
     device: torch.device,
 ) -> _Plan:
     """A query's biases by distance, farthest first, are 128 of -inf (outside the window), zeros
@@ -247,7 +244,7 @@ def _plan(
     if tau is not None:
         tau = tau[:, None].expand(-1, num_kv_heads, -1).reshape(num_tiles, places, 1)
         of_pairs = tau.index_select(0, on_device(part.pair_tile, device))
-        factor = of_pairs.view(-1, 1) * weights.scale
+        factor = of_pairs.view(-1, TILE_ROWS, 1) * weights.scale
         tau = tau.view(-1, TILE_ROWS, 1)
 
     extent = _extent(weights)
@@ -255,6 +252,7 @@ def _plan(
     left_out = weights.window - extent - zeros
     distance = part.positions[part.pair_tile] - part.leaf_index[:, None] * LEAF
     sinks = _sinks(part, weights, distance, device) if weights.num_sink_tokens else None
+    blind = (distance < 0) | (distance >= weights.window + LEAF - 1)
     distance = distance - (distance - (extent + LEAF - 1)).clip(0, left_out)
     start = (LEAF + zeros + extent - 1 - distance).clip(0, LEAF + zeros + extent)
     mask = columns = bias_start = before = after = None
@@ -269,7 +267,7 @@ def _plan(
         width = zeros + extent + 2 * LEAF
         query = part.pair_tile[:, None] * places + np.arange(places)
         start = query.reshape(-1, num_kv_heads, TILE_ROWS) * width + start[:, None]
-        bias_start = on_device(start.reshape(-1), device)
+        bias_start = on_device(start.reshape(-1, TILE_ROWS), device)
         farthest_first = np.arange(extent - 1, extent - 1 - round_up(extent, WIDTH), -1)
         columns = on_device(np.maximum(farthest_first, 0), device)
         lead = num_tiles * num_kv_heads, TILE_ROWS
@@ -277,11 +275,11 @@ def _plan(
         before = after if not zeros else F.pad(after, (0, zeros))
 
     queries = part.queries.reshape(num_tiles, places)
-    rows = _result_rows(part, num_results)
+    rows = _result_rows(part, num_rows, num_heads)
     in_order = len(part.cells) == part.num_cells
     return _Plan(
         part=part,
-        queries=on_device(queries[part.pair_tile].reshape(-1), device),
+        queries=on_device(queries[part.pair_tile].reshape(-1, TILE_ROWS), device),
         factor=factor,
         relatives=on_device(queries.reshape(-1, TILE_ROWS), device),
         tau=tau,
@@ -292,6 +290,7 @@ def _plan(
         after=after,
         sinks=sinks,
         cells=None if in_order else on_device(part.cells, device),
+        some_blind=bool(blind.any()),
         rows=None if rows is None else on_device(rows, device),
         written=on_device(part.queries, device) if rows is None else None,
     )
@@ -307,9 +306,8 @@ def _plans(
     plans: tuple[_Plan, ...] | None = rows.derived.get(key)
     if plans is None:
         parts = build_parts(rows, *seen, num_kv_heads, group)
-        results = rows.num_rows * num_kv_heads * group
-        device = rows.positions.device
-        plans = tuple(_plan(part, weights, num_kv_heads, results, device) for part in parts)
+        size, device = (num_kv_heads, rows.num_rows, num_kv_heads * group), rows.positions.device
+        plans = tuple(_plan(part, weights, *size, device) for part in parts)
         rows.derived[key] = plans
     return plans
 
@@ -329,12 +327,11 @@ def _leaf_rows(arena: Ring | Pages, leaves: Leaves, rows: RowBatch) -> Tensor:
 
 def _gather(arena: Ring | Pages, leaves: Leaves, rows: RowBatch) -> Tensor:
     """Keys or values [L * Hkv, 128, D] fp32 of the leaves."""
-    data = arena.data.view(-1, arena.data.shape[3])
-    return _fp32(torch.embedding(data, _leaf_rows(arena, leaves, rows)))
+    return _fp32(torch.embedding(arena.heads, _leaf_rows(arena, leaves, rows)))
 
 
 def _bias(r: Tensor, weights: AttentionWeights, plan: _Plan) -> Tensor:
-    """r [T * H, d_rel] -> [P * Hkv * 8, 128] fp32, -inf for hidden keys."""
+    """r [T * H, d_rel] -> [P * Hkv, 8, 128] fp32, -inf for hidden keys."""
     assert weights.rel_bank is not None and plan.columns is not None
     assert plan.bias_start is not None and plan.before is not None and plan.after is not None
     bank = _fp32(weights.rel_bank.index_select(1, plan.columns))
@@ -345,7 +342,9 @@ def _bias(r: Tensor, weights: AttentionWeights, plan: _Plan) -> Tensor:
     extent = _extent(weights)
     if by_distance.shape[-1] != extent:
         by_distance = by_distance[..., :extent]
-    return _slices(torch.cat((plan.before, by_distance, plan.after), -1), plan.bias_start)
+    biases = torch.cat((plan.before, by_distance, plan.after), -1)
+    windows = biases.as_strided((biases.numel() - LEAF + 1, LEAF), (1, 1))
+    return torch.embedding(windows, plan.bias_start)
 
 
 def _products(a: Tensor, b: Tensor, part: AttentionPart) -> Tensor:
@@ -390,8 +389,8 @@ def _attend(
     the queries of one part.
     """
     head_dim = q.shape[1]
-    tiles = _fp32(q.index_select(0, plan.queries)) * plan.factor
-    logits = _products(tiles.view(-1, TILE_ROWS, head_dim), keys.transpose(1, 2), plan.part)
+    tiles = _fp32(torch.embedding(q, plan.queries)) * plan.factor
+    logits = _products(tiles, keys.transpose(1, 2), plan.part)
     by_pair = len(plan.part.pair_tile), -1, TILE_ROWS, LEAF
     if plan.mask is not None:
         logits.view(by_pair).add_(plan.mask)
@@ -399,9 +398,11 @@ def _attend(
         bias = _bias(r, weights, plan)
         if plan.sinks is not None:
             _show(plan.sinks, bias.view(by_pair))
-        logits.view(-1, LEAF).add_(bias)
+        logits.add_(bias)
 
-    maxima = logits.amax(-1, keepdim=True).clamp_min_(NOTHING)
+    maxima = logits.amax(-1, keepdim=True)
+    if plan.some_blind:
+        maxima.clamp_min_(NOTHING)
     shares = logits.sub_(maxima).exp_()
     mixed = _products(shares, values, plan.part)
     total = _fold(maxima, torch.cat((mixed, shares.sum(-1, keepdim=True)), -1), plan)
@@ -409,12 +410,12 @@ def _attend(
     return (mixed / shares).view(-1, head_dim)
 
 
-def _rotation(weights: AttentionWeights, head_dim: int, rows: RowBatch) -> tuple[Tensor, Tensor]:
+def _rotation(q: Tensor, theta: float, rows: RowBatch) -> tuple[Tensor, Tensor]:
     """`rope.rotation` of the rows, worked out once a step."""
-    assert weights.rope_theta is not None
-    key = ("streaming_attention", "rotation", weights.rope_theta, head_dim)
+    how = q.shape[-1], theta, wide(q.dtype)
+    key = ("streaming_attention", "rotation", *how)
     if key not in rows.derived:
-        rows.derived[key] = rotation(rows.positions, head_dim, weights.rope_theta)
+        rows.derived[key] = rotation(rows.positions, *how)
     return rows.derived[key]  # type: ignore[no-any-return]
 
 
@@ -436,7 +437,7 @@ def _streamed(
     q, k, r = x.q, x.k, x.r
     num_heads, head_dim = q.shape[1:]
     if weights.rope_theta is not None:
-        by = _rotation(weights, head_dim, rows)
+        by = _rotation(q, weights.rope_theta, rows)
         q, k = rotate(q, *by), None if k is None else rotate(k, *by)
     if k is not None and x.v is not None:
         write_kv(k, x.v, state, rows)
@@ -454,7 +455,7 @@ def _streamed(
             result = result.to(q.dtype)
         if plan.written is None:
             assert plan.rows is not None
-            return result.index_select(0, plan.rows).view(q.shape)
+            return torch.embedding(result, plan.rows)
         if y is None:
             y = flat_q.new_zeros(flat_q.shape)
         y.index_copy_(0, plan.written, result)

@@ -15,24 +15,30 @@ def apply_rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     Angles are formed in fp64, so that late positions turn as exactly as early ones. Source:
     spec/moshi-mimi.md 3.1 (interleaved pairs). Raises ValueError on an odd D.
     """
-    return rotate(x, *rotation(positions, x.shape[-1], theta))
+    return rotate(x, *rotation(positions, x.shape[-1], theta, wide(x.dtype)))
 
 
-def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [..., 1, D / 2] fp64 of the angles of positions [...]. Raises ValueError on an
-    odd D.
-    """
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What a tensor of `dtype` is turned in."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def rotation(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [..., 1, D / 2] of the angles of positions [...]. Raises ValueError: D is odd."""
     if head_dim % 2:
         raise ValueError(f"rope turns pairs, got a head dimension of {head_dim}")
     steps = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device)
     angles = positions[..., None, None] * theta ** (-steps / head_dim)
-    return angles.cos(), angles.sin()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [..., H, D] by what `rotation` gives."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
-    even, odd = wide[..., 0::2], wide[..., 1::2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
-    return turned.flatten(-2).to(x.dtype)
+    dtype = x.dtype
+    if dtype != cos.dtype:
+        x = x.to(cos.dtype)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    return turned if turned.dtype == dtype else turned.to(dtype)
