@@ -173,7 +173,7 @@ class RowBatch:
         """What `carry` read of `Twice` arenas for these lines, shared by all finer rates."""
         return {}
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         return int(self.positions.shape[0])
 
@@ -186,7 +186,7 @@ class RowBatch:
         """No line brings more rows than this; never waits for a device."""
         return self.num_rows if self.max_line_rows is None else self.max_line_rows
 
-    @property
+    @cached_property
     def on_host(self) -> bool:
         """Whether `lines` and what follows from it can be read without waiting for a device."""
         return self.positions.device.type == "cpu"
@@ -259,11 +259,11 @@ class _FinerRows(RowBatch):
         steps = torch.arange(ratio, device=coarse.positions.device)
         return (coarse.positions[:, None] * ratio + steps).reshape(-1)
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         coarse, ratio = self.origin
         return coarse.num_rows * ratio
 
-    @property
+    @cached_property
     def on_host(self) -> bool:
         return False

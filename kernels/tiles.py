@@ -37,7 +37,7 @@ def matmul_rows(x: Tensor, weight: Tensor) -> Tensor:
     rows = flat.shape[0]
     y = tile_product(whole_tiles(flat), weight)
     if y.shape[0] != rows:
-        y = y.narrow(0, 0, rows)
+        y = y[:rows]
     if n % WIDTH:
         y = y[:, :n].contiguous()
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)

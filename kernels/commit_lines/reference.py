@@ -66,12 +66,13 @@ def commit_lines_reference(
     """See `commit_lines`."""
     made = core(x)
     lines = zip(x.slot_ids.tolist(), x.emits.tolist(), made.ok.tolist(), strict=True)
-    rows, frames, parity = state.rows.numpy(), state.frames.numpy(), state.feedback.parity.numpy()
-    feedback, after = state.feedback.data.numpy(), x.after.numpy()
+    of_rows, of_frames = state.rows.numpy(), state.frames.numpy()
+    parity, feedback = state.feedback.parity.numpy(), state.feedback.data.numpy()
+    after = x.after.numpy()
     for b, (slot, emits, ok) in enumerate(lines):
         if slot < 0 or not ok:
             continue
-        rows[slot], frames[slot] = after[:, b]
+        of_rows[slot], of_frames[slot] = after[:, b]
         if emits:
             parity[slot] = 1 - parity[slot]
             feedback[parity[slot], slot, 0] = x.text_ids.numpy()[-1, b]

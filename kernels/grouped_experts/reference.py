@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,19 +48,37 @@ class ExpertWeights:
         )
 
 
-def _expert(weights: ExpertWeights, e: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """w13 and w2 of a routed expert; views of plain weights are kept while their memory stays."""
-    w13, w2 = weights.w13, weights.w2
-    if not isinstance(w13, Tensor) or not isinstance(w2, Tensor):
-        return plain(w13[e], dtype), plain(w2[e], dtype)
-    where = w13.data_ptr(), w2.data_ptr()
-    kept = vars(weights).get("_experts")
+def _matrices(
+    weights: ExpertWeights, hit: list[int], dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """w13 and w2 of the experts hit, then of the shared ones. Views of plain weights are kept while
+    their memory stays.
+    """
+    w13, w2, shared_w13, shared_w2 = weights.w13, weights.w2, weights.shared_w13, weights.shared_w2
+    routed, shared = w13.shape[0], shared_w13.shape[0]
+    wanted = (*hit, *range(routed, routed + shared))
+
+    def pair(e: int) -> tuple[Tensor, Tensor]:
+        if e < routed:
+            return plain(w13[e], dtype), plain(w2[e], dtype)
+        return plain(shared_w13[e - routed], dtype), plain(shared_w2[e - routed], dtype)
+
+    if not (
+        isinstance(w13, Tensor)
+        and isinstance(w2, Tensor)
+        and isinstance(shared_w13, Tensor)
+        and isinstance(shared_w2, Tensor)
+    ):
+        return [pair(e) for e in wanted]
+    where = w13.data_ptr(), w2.data_ptr(), shared_w13.data_ptr(), shared_w2.data_ptr()
+    kept = vars(weights).get("_views")
     if kept is None or kept[0] != where:
-        kept = vars(weights)["_experts"] = where, {}
+        kept = vars(weights)["_views"] = where, {}
     views: dict[int, tuple[Tensor, Tensor]] = kept[1]
-    if e not in views:
-        views[e] = w13.detach()[e], w2.detach()[e]
-    return views[e]
+    for e in wanted:
+        if e not in views:
+            views[e] = pair(e)
+    return [views[e] for e in wanted]
 
 
 class _Packed(NamedTuple):
@@ -69,9 +88,9 @@ class _Packed(NamedTuple):
     places  [T * (A + Sh)] int64: the row, in all chunks end to end, of each choice
     """
 
-    chunks: list[Tensor]
-    w13: list[Tensor]
-    w2: list[Tensor]
+    chunks: Sequence[Tensor]
+    w13: Sequence[Tensor]
+    w2: Sequence[Tensor]
     places: Tensor
 
 
@@ -100,48 +119,30 @@ def _products(packed: _Packed) -> Tensor:
     return torch.cat([tile_product(x, w2) for x, w2 in halves])
 
 
-def _matrices(
-    weights: ExpertWeights, hit: list[int], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    """w13 and w2 of the experts hit, then of the shared ones."""
-    pairs = [_expert(weights, e, dtype) for e in hit]
-    w13, w2 = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    for s in range(weights.shared_w13.shape[0]):
-        w13.append(plain(weights.shared_w13[s], dtype))
-        w2.append(plain(weights.shared_w2[s], dtype))
-    return w13, w2
-
-
 def _choices_of_a_tile(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> Tensor:
-    """[T, A + Sh, H] for up to 8 rows: one tile that every expert hit reads, and all the shared
-    ones in one product; a row takes what it was routed to.
+    """[T, A + Sh, H] for up to 8 rows: one tile that every expert hit reads; a row takes what it
+    was routed to.
     """
     (t, a), shared = topk_ids.shape, weights.shared_w13.shape[0]
-    ids = topk_ids.tolist() if a else []
+    ids: list[list[int]] = topk_ids.tolist()
     # A lone row takes them in its own order, so that nothing is left to sort.
-    hit = ids[0] if t == 1 and a else sorted({e for row in ids for e in row})
-    experts = [_expert(weights, e, x.dtype) for e in hit]
+    hit = ids[0] if t == 1 else sorted({e for row in ids for e in row})
+    experts = _matrices(weights, hit, x.dtype)
     tile = whole_tiles(x)
     h = [F.linear(tile, w13) for w13, _ in experts]
-    if shared:
-        w13 = plain(weights.shared_w13, x.dtype)
-        h.append(torch.bmm(tile.expand(shared, -1, -1), w13.mT).flatten(0, 1))
-    up = swiglu(torch.cat(h)).view(-1, TILE_ROWS, weights.w2.shape[2])
-    y = [F.linear(part, w2) for part, (_, w2) in zip(up.unbind(0), experts, strict=False)]
-    if shared:
-        w2 = plain(weights.shared_w2, x.dtype)
-        y.append(torch.bmm(up.narrow(0, len(hit), shared), w2.mT).flatten(0, 1))
-    made = torch.cat(y)
+    up = swiglu(torch.cat(h) if len(h) > 1 else h[0]).view(len(h), TILE_ROWS, -1)
+    y = [F.linear(part, w2) for part, (_, w2) in zip(up.unbind(0), experts, strict=True)]
+    made = torch.cat(y) if len(y) > 1 else y[0]
     if t == 1:
-        return made.view(1, -1, TILE_ROWS, x.shape[1]).select(2, 0)
+        return made.view(1, len(y), TILE_ROWS, -1).select(2, 0)
     chunk_of = {e: n for n, e in enumerate(hit)}
     last = range(len(hit), len(hit) + shared)
     places = [
         n * TILE_ROWS + row
-        for row in range(t)
-        for n in (*((chunk_of[e] for e in ids[row]) if a else ()), *last)
+        for row, chosen in enumerate(ids)
+        for n in (*(chunk_of[e] for e in chosen), *last)
     ]
-    return made.index_select(0, torch.tensor(places)).view(t, -1, x.shape[1])
+    return made.index_select(0, torch.tensor(places)).view(t, a + shared, -1)
 
 
 def _pack(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
@@ -163,8 +164,8 @@ def _pack(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> _Packed:
     places = torch.cat([routed, first + torch.arange(t)[:, None]], dim=1).view(-1)
     packed = x.new_zeros(sum(sizes), x.shape[1])
     packed[places] = x.repeat_interleave(a + shared, dim=0)
-    w13, w2 = _matrices(weights, hit, x.dtype)
-    return _Packed(list(packed.split_with_sizes(sizes)), w13, w2, places)
+    w13, w2 = zip(*_matrices(weights, hit, x.dtype), strict=True)
+    return _Packed(packed.split_with_sizes(sizes), w13, w2, places)
 
 
 def _choices_with_gradient(x: Tensor, topk_ids: Tensor, weights: ExpertWeights) -> Tensor:

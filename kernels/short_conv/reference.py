@@ -68,7 +68,7 @@ def _streamed(x: Tensor, weights: Tensor, state: Ring, rows: RowBatch) -> Tensor
     at = _taps(rows, state.capacity, weights.shape[1])
     flat = state.flat
     flat.index_copy_(0, at.write, x if x.dtype == flat.dtype else x.to(flat.dtype))
-    taps = F.embedding(at.read, flat)
+    taps = torch.embedding(flat, at.read)
     if taps.dtype != torch.float32:
         taps = taps.float()
     if at.absent is not None:

@@ -29,7 +29,6 @@ def experts_touched(
         torch.sum(counts, 1, out=out[: len(decided)])
         return
     for i, layers in enumerate(decided):
-        ids = torch.stack([routing.topk_ids for routing in layers]).long()
-        ids = ids[:, emits] if i else ids[:, : int(row_offsets[-1])]
-        hit = ids.new_zeros(len(layers), int(ids.max()) + 1 if ids.numel() else 1)
-        out[i] = hit.scatter_(1, ids.flatten(1), 1).sum()
+        run = emits.cpu().numpy() if i else slice(int(row_offsets[-1]))
+        ids = (routing.topk_ids.cpu().numpy()[run] for routing in layers)
+        out[i] = sum(len(set(layer.ravel().tolist())) for layer in ids)
