@@ -117,16 +117,16 @@ def _generate(x: DepthInputs, weights: DepthWeights) -> DepthOutputs:
     noise = _noise(x.sampling, weights)
     past: Past = []
     drawn = np.zeros(padded, np.int64)
-    drawn[:batch] = x.text_ids.numpy()
+    drawn[:batch] = x.text_ids.tolist()
     ids = torch.from_numpy(drawn)
     codes = np.empty((batch, weights.num_codebooks), np.int64)
     finite = np.ones(batch, np.bool_)
     bases = _hidden_in(F.pad(x.hidden, (0, 0, 0, padded - batch)), weights)
     for k, (base, step) in enumerate(zip(bases, weights.steps, strict=True)):
-        scores = _step(base + F.embedding(ids, step.table), past, step, weights.num_heads)[:batch]
+        scores = _step(base + F.embedding(ids, step.table), past, step, weights.num_heads)
         if scores.dtype != torch.float32 or scores.requires_grad:
             scores = scores.detach().float()
-        host = scores.numpy()
+        host = scores.numpy()[:batch]
         drawn[:batch] = codes[:, k] = draw(host, x.sampling, None if noise is None else noise[k])
         finite &= np.isfinite(host).all(-1)
     return DepthOutputs(torch.from_numpy(codes), torch.from_numpy(finite))

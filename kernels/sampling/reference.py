@@ -75,9 +75,12 @@ def gumbel_noise(seed: Words, step: Words, stream: Words, index: Words) -> NDArr
     Arguments broadcast together; seed needs only be as large as it differs. Returns fp32.
     """
     even, _ = philox_rounds((step, stream, index, step >> HALF), np.stack((seed, seed >> HALF)))
-    noise = torch.from_numpy(uniform(even[0]))
-    # The logarithm is torch's own: its bits are those of the kernels' tests.
-    return noise.log_().neg_().log_().neg_().numpy()
+    noise = uniform(even[0])
+    shared = torch.from_numpy(noise)  # the logarithm is torch's: numpy's has other bits
+    for _ in range(2):
+        shared.log_()
+        np.negative(noise, noise)
+    return noise
 
 
 def top_candidates(
@@ -136,7 +139,7 @@ def _perturbed(
 ) -> NDArray[np.int64]:
     """hot [B, 1]: the rows that are not greedy, None when all are."""
     rows, size = scores.shape
-    top_k = np.clip(params.host.top_k, 1, size)
+    top_k = np.minimum(np.maximum(params.host.top_k, 1), size)
     count = int(top_k.max())
     values, ids = top_candidates(scores, count)
     if noise is None:

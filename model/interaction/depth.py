@@ -90,7 +90,7 @@ class DepthHead(nn.Module):
         """
         if torch.is_grad_enabled():
             return self._assemble()
-        where = tuple(p.data_ptr() for p in self.parameters())
+        where = tuple([p.data_ptr() for p in self._parameters.values() if p is not None])
         if self._kept is None or self._kept[0] != where:
             self._kept = (where, self._assemble())
         return self._kept[1]

@@ -70,11 +70,11 @@ class Kept(nn.Module, Generic[W]):
             return self.assemble()
         key: Key = (
             *self.options(),
-            *(
+            *[
                 (p.data_ptr(), -1 if p.is_inference() else p._version)
                 for p in self._parameters.values()
                 if p is not None
-            ),
+            ],
         )
         if self._kept is None or self._kept[0] != key:
             self._kept = key, self.assemble()
