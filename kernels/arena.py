@@ -103,7 +103,7 @@ class Ring:
     data: Tensor
     pinned: int = 0
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         return int(self.data.shape[1])
 
@@ -121,7 +121,7 @@ class Ring:
         """int64 index into data, its first two dimensions as one; arguments broadcastable int64."""
         return slots * self.capacity + _kept(positions, self.capacity, self.pinned)
 
-    @property
+    @cached_property
     def places_key(self) -> tuple[Hashable, ...]:
         """Two rings of one key have the same `places`."""
         return self.capacity, self.pinned
@@ -151,11 +151,11 @@ class Pages:
     page_table: Tensor
     pinned: int = 0
 
-    @property
+    @cached_property
     def page_size(self) -> int:
         return int(self.data.shape[1])
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         return self.page_size * int(self.page_table.shape[1])
 
@@ -180,7 +180,7 @@ class Pages:
         page, place = self._find(slots, positions)
         return page * self.page_size + place
 
-    @property
+    @cached_property
     def places_key(self) -> tuple[Hashable, ...]:
         """Two arenas of one key have the same `places`, while nobody writes their page table."""
         return self.page_table, self.page_size, self.pinned

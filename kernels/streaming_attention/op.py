@@ -80,7 +80,7 @@ def _check_arena(
             f"{weights.num_sink_tokens} sinks, got {pinned} pinned; build the arena for as many"
         )
     if rows.on_host:
-        longest = max((line.stop - line.start for line in rows.lines), default=0)
+        longest = rows.longest
     elif rows.max_line_rows is None:
         return
     else:
