@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +42,20 @@ def core(codes: Tensor, weights: DequantizeWeights) -> Tensor:
     """codes [T, q] int64, q <= Q -> [T, dim]. Differentiable in the weights."""
     size = weights.tables.shape[1]
     count = codes.shape[1]
-    index = codes + torch.arange(0, count * size, size, device=codes.device)
+    index = codes + _first_rows(count, size, codes.device)
     vectors = F.embedding(index, weights.tables.flatten(0, 1)).unbind(1)
     split = weights.num_semantic
     y = matmul_rows(_sum(vectors[:split]), weights.semantic)
     if count > split:
         y = y + matmul_rows(_sum(vectors[split:]), weights.acoustic)
     return y
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _first_rows(count: int, size: int, device: torch.device) -> Tensor:
+    """[count] int64: where each book begins among the rows of all. Read only."""
+    return torch.arange(0, count * size, size, device=device)
 
 
 def _sum(vectors: tuple[Tensor, ...]) -> Tensor:
