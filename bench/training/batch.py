@@ -110,7 +110,7 @@ def embed(model: InteractionModel, batch: Batch) -> tuple[Tensor, RowBatch]:
     real = batch.real[:, ::TICK_SLOTS]
 
     def by_tick(x: Tensor) -> Tensor:
-        return x.unflatten(1, (ticks, -1))[real]
+        return x.view(n, ticks, -1, *x.shape[2:])[real]
 
     fed_text, fed_codes = by_tick(text), by_tick(codes)
     fed = model.embed_feedback(fed_text.flatten(), fed_codes.flatten(0, 1))
