@@ -56,6 +56,7 @@ PUBLIC = {
     "SnapshotInfo",
     "Source",
     "TextEvent",
+    "Video",
     "VirtualClock",
     "dumped_sessions",
     "read_header",
