@@ -24,7 +24,7 @@ TINY_CODEC = Path(__file__).with_name("tiny_codec.safetensors")
 """
 TRAINED_CODECS = {"interaction-tiny": TINY_CODEC}
 """By preset: what it speaks with from the first; the others begin at random."""
-TRAINED: dict[str, Path] = {}
+TRAINED = {"interaction-tiny": Path(__file__).with_name("tiny.safetensors")}
 """By preset: what else it has learnt (`learnt.read_learnt`)."""
 
 

@@ -45,7 +45,7 @@ def test_the_last_line_is_the_document_that_out_holds(tmp_path: Path) -> None:
     assert row["ticks"] >= 6 and row["sessions"] == 2  # a loaded machine skips some
     assert row["us_p50"] == pytest.approx(1000 * row["step_ms_p50"], abs=1)
     assert 0 < row["step_ms_p50"] <= row["step_ms_p99"] <= row["step_ms_p999"] <= row["step_ms_max"]
-    assert "untrained" in row["note"] and meta["threads"] == 1
+    assert "; trained weights" in row["note"] and meta["threads"] == 1
     assert meta["device"].startswith(meta["cpu"])
     assert row["case"] in "\n".join(result.stdout.splitlines()[:-1])
 

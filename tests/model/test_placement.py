@@ -14,7 +14,10 @@ from microturn.model.interaction.placement import eight_bit_tensors
 
 @pytest.fixture(scope="module")
 def placed() -> dict[str, Any]:
-    families = {width: load_family("interaction-tiny", seed=3, trained=False) for width in ("fp32", "bf16", "fp8")}
+    families = {
+        width: load_family("interaction-tiny", seed=3, trained=False)
+        for width in ("fp32", "bf16", "fp8")
+    }
     for width, family in families.items():
         family.to(torch.device("cpu"), width)
     return families

@@ -60,7 +60,7 @@ def test_a_run_writes_its_reports_and_says_what_would_help(tmp_path: Path) -> No
     out = tmp_path / "p"
     result = CliRunner().invoke(app, ["run", "--out", str(out), "--ticks", "2"])
     assert result.exit_code == 0, result.output
-    assert "untrained" in result.output and "what would help most" in result.output
+    assert " trained weights" in result.output and "what would help most" in result.output
     made = {"profile.json", "trace.json", "report.html", "report.md"}
     assert {path.name for path in out.iterdir()} == made
     assert json.loads((out / "profile.json").read_text())["schema"] == 1

@@ -191,3 +191,13 @@ def make_runtime() -> Iterator[Callable[..., Runtime]]:
 @pytest.fixture
 def tools() -> SimpleNamespace:
     return SimpleNamespace(noise=noise, drain=drain, bits=bits, POISON=POISON)
+
+
+@pytest.fixture(scope="module")
+def untrained() -> Iterator[None]:
+    """Presets load with random weights, which speak at every tick."""
+    from microturn.model.interaction.presets import TRAINED
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(TRAINED, "interaction-tiny")
+        yield

@@ -32,6 +32,8 @@ from microturn.runtime.cli.live import PanelView, PlainView, Status, panel
 from microturn.runtime.cli.report import TickRecord, summarise, words
 from microturn.runtime.cli.rings import Ring
 
+pytestmark = pytest.mark.usefixtures("untrained")
+
 SPEECH = Path(__file__).parents[1] / "data" / "jfk.flac"
 CLIP_SECONDS = 0.73
 TICKS = 10  # 730 ms of clip and 200 ms of tail in ticks of 100 ms

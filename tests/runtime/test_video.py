@@ -26,6 +26,8 @@ from microturn.runtime.cli.errors import UsageError
 from microturn.runtime.cli.video import FRAME_PATCHES, TimedFrame, Video, at_most, read_video
 from microturn.runtime.image_input import num_patches, to_patches
 
+pytestmark = pytest.mark.usefixtures("untrained")
+
 FPS, SECONDS = 15, 1.2
 
 

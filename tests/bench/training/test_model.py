@@ -131,7 +131,9 @@ def test_batches_do_not_mix_what_sees_and_what_does_not(lexicon: Lexicon, voicin
 @pytest.fixture
 def make_training(lexicon: Lexicon) -> Callable[[Recipe], Training]:
     def make(recipe: Recipe) -> Training:
-        return Training(load_family("interaction-tiny", seed=5, trained=False).model, recipe, lexicon)
+        return Training(
+            load_family("interaction-tiny", seed=5, trained=False).model, recipe, lexicon
+        )
 
     return make
 
