@@ -6,7 +6,7 @@ A composition (see `microturn.bench.subjects`): x are codes [S, 8], weights the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -68,7 +68,11 @@ class DecodeCase:
 
 CASES = (
     DecodeCase(1, "the tiny codec", MimiConfig.tiny()),
-    DecodeCase(3, "the tiny codec, three sessions", MimiConfig.tiny()),
+    DecodeCase(
+        3,
+        "three sessions, books of a power of two rows, as transformers takes them",
+        replace(MimiConfig.tiny(), codebook_size=512),
+    ),
 )
 BENCH_CASES = tuple(
     DecodeCase(S, "Mimi, a frame of each session", MimiConfig.released(), Bar(us, times_peer=5))

@@ -24,6 +24,10 @@ def codec_of(decoder: MimiDecoder) -> Any:
     """Their model with these weights; the encoder's are what it draws."""
     theirs: Any = library("transformers")
     config = decoder.config
+    if config.codebook_size & (config.codebook_size - 1):
+        raise Unavailable(
+            f"transformers takes books of a power of two rows, these have {config.codebook_size}"
+        )
     ours = {f"decoder.{name}": tensor for name, tensor in decoder.named_parameters()}
     first = next(iter(ours.values()))
     tensors: dict[str, Tensor] = {

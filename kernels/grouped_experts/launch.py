@@ -193,7 +193,8 @@ def _listed(routing: Routing, s: _Sizes, rows: RowBatch | None, tile_rows: int) 
     """The list, made from ids that came without one."""
     ids = routing.topk_ids.contiguous()
     device = ids.device
-    work = ExpertWork(s.t, s.a, s.e, device, tile_rows, routing.size)
+    size = None if routing.room is None else routing.room.size
+    work = ExpertWork(s.t, s.a, s.e, device, tile_rows, size)
     work.scratch = (ids,)
     pairs, bins = s.t * s.a, padded(s.e + 1)
     b = 0 if rows is None else rows.num_lines

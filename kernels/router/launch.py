@@ -9,7 +9,14 @@ from microturn.kernels.configs import choose
 from microturn.kernels.launch import device_name, launch, zeroed
 from microturn.kernels.router.kernel import route
 from microturn.kernels.router.reference import RouterWeights, Routing
-from microturn.kernels.router.work import DECODE_ROWS, TILE_ROWS, ExpertWork, padded, rows_on_device
+from microturn.kernels.router.work import (
+    DECODE_ROWS,
+    TILE_ROWS,
+    ExpertWork,
+    Room,
+    padded,
+    rows_on_device,
+)
 from microturn.kernels.rows import RowBatch
 
 CHUNK = 512
@@ -94,8 +101,7 @@ def router_kernel(
         return out
     if work is not None:
         work.made_of(x, ids, rows)
-    room = None if listed else torch.empty(4, dtype=torch.int32, device=x.device)
-    return Routing(ids, chosen, shared, work, room)
+    return Routing(ids, chosen, shared, work, None if listed else Room(x.device))
 
 
 _ones: dict[torch.device, Tensor] = {}

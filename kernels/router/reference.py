@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microturn.kernels.kept import stamp
-from microturn.kernels.router.work import ExpertWork
+from microturn.kernels.router.work import ExpertWork, Room
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.tiles import matmul_rows, round_up
 
@@ -65,22 +65,22 @@ class Routing:
     topk_weights   [T, A] fp32
     shared_weights [T, Sh] fp32
     work           the experts' tiles, where a kernel has listed them: spares the experts a launch
-    size           ExpertWork.size, where the experts' kernels are going to list them
+    room           where the experts' kernels are going to count what they list
     """
 
     topk_ids: Tensor
     topk_weights: Tensor
     shared_weights: Tensor
     work: ExpertWork | None = field(default=None, compare=False, repr=False)
-    size: Tensor | None = field(default=None, compare=False, repr=False)
+    room: Room | None = field(default=None, compare=False, repr=False)
 
     @property
     def experts_hit(self) -> Tensor | None:
         """[1] int32, once the experts' kernels ran: distinct experts of rows that run. None where
         no kernel counts them.
         """
-        size = self.size if self.work is None else self.work.size
-        return None if size is None else size[1:2]
+        counted = self.work or self.room
+        return None if counted is None else counted.size[1:2]
 
 
 def core(x: Tensor, weights: RouterWeights) -> Routing:

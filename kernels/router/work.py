@@ -25,6 +25,16 @@ def rows_on_device(rows: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
     return rows.row_offsets, rows.slot_ids, rows.exec_mask.view(torch.uint8)
 
 
+class Room:
+    """Where kernels that make no list leave room for those that will: `size` as in ExpertWork.
+
+    No dataclass: see there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.size = torch.empty(4, dtype=torch.int32, device=device)
+
+
 class ExpertWork:
     """The pairs (row t, choice a) of rows that run, sorted by expert, on the device.
 

@@ -18,7 +18,7 @@ from microturn.runtime import Runtime, VirtualClock
 
 @pytest.fixture(scope="module")
 def family() -> Any:
-    return load_family("interaction-tiny", seed=1)
+    return load_family("interaction-tiny", seed=1, trained=False)
 
 
 def scene(number: int, seconds: float) -> Scene:
