@@ -16,6 +16,7 @@ next tenant sees nothing of the last, not even its NaNs.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,25 +88,11 @@ def _kept(positions: Tensor, capacity: int, pinned: int) -> Tensor:
     return torch.where(positions < pinned, positions, turning)
 
 
-def _put(flat: Tensor, places: Tensor, values: Tensor) -> None:
-    if values.dtype != flat.dtype:
-        values = values.to(flat.dtype)
-    if flat.dtype.itemsize == 1:
-        flat[places] = values  # on a CPU index_copy_ knows no fp8
-    else:
-        flat.index_copy_(0, places, values)
-
-
 @dataclass(frozen=True)
-class Ring:
-    """data [S, capacity, ...]: position p of slot s, unless pinned, is data[s, p % capacity]."""
+class _Placed(ABC):
+    """data [..., ..., *shape], whose first two dimensions say where a position is kept."""
 
     data: Tensor
-    pinned: int = 0
-
-    @cached_property
-    def capacity(self) -> int:
-        return int(self.data.shape[1])
 
     @cached_property
     def flat(self) -> Tensor:
@@ -116,6 +103,34 @@ class Ring:
     def heads(self) -> Tensor:
         """data as rows of its last dimension."""
         return self.data.view(-1, self.data.shape[-1])
+
+    @abstractmethod
+    def places(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """int64 index into data, its first two dimensions as one; arguments broadcastable int64."""
+
+    def put(self, places: Tensor, values: Tensor) -> None:
+        """values [R, ...] to R of `places`, all different."""
+        if values.dtype != self.flat.dtype:
+            values = values.to(self.flat.dtype)
+        if self.flat.dtype.itemsize == 1:
+            self.flat[places] = values  # on a CPU index_copy_ knows no fp8
+        else:
+            self.flat.index_copy_(0, places, values)
+
+    def write(self, slots: Tensor, positions: Tensor, values: Tensor) -> None:
+        """slots, positions [R] int64, values [R, ...]."""
+        self.put(self.places(slots, positions), values)
+
+
+@dataclass(frozen=True)
+class Ring(_Placed):
+    """data [S, capacity, ...]: position p of slot s, unless pinned, is data[s, p % capacity]."""
+
+    pinned: int = 0
+
+    @cached_property
+    def capacity(self) -> int:
+        return int(self.data.shape[1])
 
     def places(self, slots: Tensor, positions: Tensor) -> Tensor:
         """int64 index into data, its first two dimensions as one; arguments broadcastable int64."""
@@ -126,28 +141,19 @@ class Ring:
         """Two rings of one key have the same `places`."""
         return self.capacity, self.pinned
 
-    def put(self, places: Tensor, values: Tensor) -> None:
-        """values [R, ...] to R of `places`, all different."""
-        _put(self.flat, places, values)
-
-    def write(self, slots: Tensor, positions: Tensor, values: Tensor) -> None:
-        """slots, positions [R] int64, values [R, ...]."""
-        self.put(self.places(slots, positions), values)
-
     def read(self, slots: Tensor, positions: Tensor) -> Tensor:
         """slots, positions broadcastable int64 -> [..., *shape]; the caller masks positions < 0."""
         return self.data[slots, _kept(positions, self.capacity, self.pinned)]
 
 
 @dataclass(frozen=True)
-class Pages:
+class Pages(_Placed):
     """data [num_pages, page_size, ...]; page_table [S, pages_per_slot] int32.
 
     Position p of slot s, unless pinned, is
     data[page_table[s, p // page_size % pages_per_slot], p % page_size].
     """
 
-    data: Tensor
     page_table: Tensor
     pinned: int = 0
 
@@ -158,16 +164,6 @@ class Pages:
     @cached_property
     def capacity(self) -> int:
         return self.page_size * int(self.page_table.shape[1])
-
-    @cached_property
-    def flat(self) -> Tensor:
-        """data with its first two dimensions as one, as `places` counts."""
-        return self.data.view(-1, *self.data.shape[2:])
-
-    @cached_property
-    def heads(self) -> Tensor:
-        """data as rows of its last dimension."""
-        return self.data.view(-1, self.data.shape[-1])
 
     def _find(self, slots: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Page, and place in it."""
@@ -184,14 +180,6 @@ class Pages:
     def places_key(self) -> tuple[Hashable, ...]:
         """Two arenas of one key have the same `places`, while nobody writes their page table."""
         return self.page_table, self.page_size, self.pinned
-
-    def put(self, places: Tensor, values: Tensor) -> None:
-        """values [R, ...] to R of `places`, all different."""
-        _put(self.flat, places, values)
-
-    def write(self, slots: Tensor, positions: Tensor, values: Tensor) -> None:
-        """slots, positions [R] int64, values [R, ...]."""
-        self.put(self.places(slots, positions), values)
 
     def read(self, slots: Tensor, positions: Tensor) -> Tensor:
         """slots, positions broadcastable int64 -> [..., *shape]; the caller masks positions < 0."""

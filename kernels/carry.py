@@ -14,6 +14,7 @@ from torch import Tensor
 
 from microturn.kernels.arena import Twice
 from microturn.kernels.checks import check_rows
+from microturn.kernels.kept import stamp
 from microturn.kernels.rows import RowBatch
 
 
@@ -104,7 +105,7 @@ def _parities(state: Twice | None, rows: RowBatch) -> tuple[Tensor, Tensor] | No
     if state is None:
         return None
     parity = state.parity
-    key = parity.data_ptr(), -1 if parity.is_inference() else parity._version
+    key = stamp(parity)
     if key not in rows.parities:
         committed = parity[rows.line_slots]
         rows.parities[key] = committed, 1 - committed

@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -503,14 +504,21 @@ def _floods(world: World, client: Client) -> None:
 
 def _tells(world: World, client: Client) -> None:
     words = [world.rng.randrange(900) for _ in range(world.rng.choice((1, 5, 20)))]
-    try:
-        client.session.append_context(" ".join(map(str, words)))
-    except QueueFull:
-        world.faults["context_flood"] += 1
-    except SessionClosed:
-        pass
-    else:
+    text = " ".join(map(str, words))
+    if _taken(world, partial(client.session.append_context, text), "context_flood"):
         client.ledger.tell(words)
+
+
+def _taken(world: World, give: Callable[[], object], flood: str) -> bool:
+    """Whether the session took it; a full queue counts as that fault."""
+    try:
+        give()
+    except QueueFull:
+        world.faults[flood] += 1
+        return False
+    except SessionClosed:
+        return False
+    return True
 
 
 def _tells_too_much(world: World, client: Client) -> None:
@@ -585,14 +593,8 @@ def _shows_stills(world: World, client: Client) -> None:
 
 
 def _show(world: World, client: Client, patches: int, still: bool) -> None:
-    number = len(client.ledger.images)
-    try:
-        client.session.push_image(picture(number, patches, still), still=still)
-    except QueueFull:
-        world.faults["image_flood"] += 1
-    except SessionClosed:
-        pass
-    else:
+    image = picture(len(client.ledger.images), patches, still)
+    if _taken(world, partial(client.session.push_image, image, still=still), "image_flood"):
         client.ledger.show(still)
 
 

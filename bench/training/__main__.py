@@ -35,6 +35,11 @@ Folder = Annotated[Path, typer.Argument(help="Holds state.pt, to go on from, and
 Threads = Annotated[int, typer.Option(min=1, help="torch threads.")]
 
 
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
 @app.command()
 def codec(
     folder: Folder,
@@ -52,8 +57,7 @@ def codec(
     """Train the codec, or go on with it."""
     torch.set_num_threads(threads)
     recipe = Recipe(steps=steps, joint_from=joint_from, seed=seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with _progress() as bar:
         task = bar.add_task("codec", total=steps)
 
         def show(step: int, line: dict[str, Any]) -> None:
@@ -107,14 +111,13 @@ def model(
     if begin is not None:
         read_learnt(family.model, begin)
     training = joint.Training(family.model, recipe, Lexicon(family.tokenizer, family.listen_id))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with _progress() as bar:
         task = bar.add_task("model", total=recipe.steps)
 
         def show(step: int, line: dict[str, float]) -> None:
             stage = recipe.at(step - 1)[0].name
-            heard, said = line.get("heard_right", -1), line.get("said_right", -1)
-            bar.update(task, completed=step, description=f"{stage} {heard:.2f} {said:.2f}")
+            right = f"{line['heard_right']:.2f} {line['said_right']:.2f}"
+            bar.update(task, completed=step, description=f"{stage} {right}")
 
         joint.train(training, folder, voicing(mimi), until=until, progress=show)
     if weights is not None:

@@ -51,8 +51,8 @@ class ExpertWeights:
 def _matrices(
     weights: ExpertWeights, hit: list[int], dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
-    """w13 and w2 of the experts hit, then of the shared ones. Views of plain weights are kept while
-    their memory stays.
+    """w13 and w2 of the experts hit, then of the shared ones. Views of weights that are of `dtype`
+    already are kept while their memory stays.
     """
     w13, w2, shared_w13, shared_w2 = weights.w13, weights.w2, weights.shared_w13, weights.shared_w2
     routed, shared = w13.shape[0], shared_w13.shape[0]
@@ -63,14 +63,10 @@ def _matrices(
             return plain(w13[e], dtype), plain(w2[e], dtype)
         return plain(shared_w13[e - routed], dtype), plain(shared_w2[e - routed], dtype)
 
-    if not (
-        isinstance(w13, Tensor)
-        and isinstance(w2, Tensor)
-        and isinstance(shared_w13, Tensor)
-        and isinstance(shared_w2, Tensor)
-    ):
+    of = [w for w in (w13, w2, shared_w13, shared_w2) if isinstance(w, Tensor) and w.dtype == dtype]
+    if len(of) < 4:  # converted: copies, which do not follow what the weights become
         return [pair(e) for e in wanted]
-    where = w13.data_ptr(), w2.data_ptr(), shared_w13.data_ptr(), shared_w2.data_ptr()
+    where = tuple(w.data_ptr() for w in of)
     kept = vars(weights).get("_views")
     if kept is None or kept[0] != where:
         kept = vars(weights)["_views"] = where, {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from microturn.kernels.arena import ArenaSpec, Twice
+from microturn.kernels.kept import stamp
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.rvq_quantize import QuantizeWeights, rvq_quantize
 from microturn.kernels.rvq_quantize.reference import half_norms
@@ -152,7 +153,7 @@ class MimiEncoder(nn.Module):
         """Kept until the books change."""
         if tables.is_inference():
             return half_norms(tables)
-        key = (tables.data_ptr(), tables._version)
+        key = stamp(tables)
         if self._norms is None or self._norms[0] != key:
             self._norms = (key, half_norms(tables.detach()))
         return self._norms[1]

@@ -20,6 +20,7 @@ from microturn.kernels.codec_transformer import (
     codec_transformer,
 )
 from microturn.kernels.conv_transpose import ConvTransposeWeights, conv_transpose
+from microturn.kernels.kept import stamp
 from microturn.kernels.residual_unit import ResidualUnitWeights, residual_unit
 from microturn.kernels.rows import RowBatch
 from microturn.kernels.streaming_attention import KVState, kv_specs
@@ -70,11 +71,7 @@ class Kept(nn.Module, Generic[W]):
             return self.assemble()
         key: Key = (
             *self.options(),
-            *[
-                (p.data_ptr(), -1 if p.is_inference() else p._version)
-                for p in self._parameters.values()
-                if p is not None
-            ],
+            *[stamp(p) for p in self._parameters.values() if p is not None],
         )
         if self._kept is None or self._kept[0] != key:
             self._kept = key, self.assemble()

@@ -141,6 +141,21 @@ def test_gradients_match_fp64() -> None:
         assert_close(mine.grad, other.grad, 1e-5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_written_again_are_read_again(dtype: torch.dtype) -> None:
+    """What is kept of them are views, never copies in another dtype."""
+    inputs = make_inputs(CASES[2], dtype=dtype)
+    with torch.inference_mode():
+        before = grouped_experts(inputs.x, inputs.weights)
+        for weight in vars(inputs.weights).copy().values():
+            if isinstance(weight, Tensor):
+                weight.mul_(2)
+        after = grouped_experts(inputs.x, inputs.weights)
+        fresh = grouped_experts(inputs.x, dataclasses.replace(inputs.weights))
+    assert_bitwise_equal(after, fresh)
+    assert not torch.equal(before, after)
+
+
 def test_out_is_used() -> None:
     x, w, _, _ = make_inputs(CASES[2])
     out = torch.empty(3, 256)
