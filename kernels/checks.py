@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
 from microturn.kernels.quantized import Weight
 from microturn.kernels.rows import RowBatch
+
+MOST_KINDS = 4096
+
+
+class Passed(set[Hashable]):
+    """Kinds of arguments (shapes, dtypes) that passed an op's checks and need not pass them again.
+
+    Forgets all of them once there are MOST_KINDS: training has other rows at every step.
+    """
+
+    def add(self, kind: Hashable) -> None:
+        if len(self) >= MOST_KINDS:
+            self.clear()
+        super().add(kind)
 
 
 def check_shape(op: str, name: str, tensor: Weight, want: tuple[int | str, ...]) -> None:

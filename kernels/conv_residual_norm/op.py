@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 from microturn.kernels.arena import Ring
-from microturn.kernels.checks import check_rows, check_shape
+from microturn.kernels.checks import Passed, check_rows, check_shape
 from microturn.kernels.conv_residual_norm.reference import (
     ConvResidualNormWeights,
     Stream,
@@ -18,8 +16,7 @@ from microturn.kernels.short_conv.op import check_ring
 
 OP = "conv_residual_norm"
 
-_fit: set[Hashable] = set()
-"""Shapes that passed the checks."""
+_passed = Passed()
 
 
 def conv_residual_norm(
@@ -45,7 +42,7 @@ def conv_residual_norm(
     y, residual, taps, gain = x.y, x.residual, weights.taps, weights.norm.gain
     data = None if state is None else state.data.shape
     seen = y.shape, residual.shape, taps.shape, gain.shape, data
-    if seen not in _fit:
+    if seen not in _passed:
         channels = residual.shape[-1]
         check_shape(OP, "residual", residual, ("T", channels))
         check_shape(OP, "y", y, tuple(residual.shape))
@@ -53,7 +50,7 @@ def conv_residual_norm(
         check_shape(OP, "gain", gain, (channels,))
         if state is not None:
             check_shape(OP, "state", state.data, ("S", "capacity", channels))
-        _fit.add(seen)
+        _passed.add(seen)
     check_rows(OP, rows, y.shape[0])
     if state is not None:
         check_ring(OP, state, taps.shape[1], rows)

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
-from microturn.kernels.checks import check_dtype, check_rows, check_shape
+from microturn.kernels.checks import Passed, check_dtype, check_rows, check_shape
 from microturn.kernels.dispatch import pick
 from microturn.kernels.grouped_experts.reference import (
     ExpertInputs,
@@ -18,8 +18,7 @@ from microturn.kernels.rows import RowBatch
 
 __all__ = ["ExpertInputs", "ExpertWeights", "grouped_experts", "swiglu"]
 
-_fit: set[Hashable] = set()
-"""Shapes and dtypes that passed the checks."""
+_passed = Passed()
 
 
 def grouped_experts(
@@ -46,9 +45,9 @@ def grouped_experts(
     that would wait for the device.
     """
     seen = _kind(x, weights)
-    if seen not in _fit:
+    if seen not in _passed:
         _check(x, weights)
-        _fit.add(seen)
+        _passed.add(seen)
     if rows is not None:
         check_rows("grouped_experts", rows, x.x.shape[0])
     run = pick("grouped_experts", x.x.device, grouped_experts_reference)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 from torch import Tensor
 
-from microturn.kernels.checks import check_dtype, check_shape
+from microturn.kernels.checks import Passed, check_dtype, check_shape
 from microturn.kernels.dispatch import pick
 from microturn.kernels.linear.reference import linear_reference
 from microturn.kernels.quantized import Weight
 from microturn.kernels.rows import RowBatch
 
-_fit: set[Hashable] = set()
-"""Shapes and dtypes that passed the checks."""
+_passed = Passed()
 
 
 def linear(
@@ -37,10 +34,10 @@ def linear(
     Raises ValueError on shapes, TypeError on dtypes.
     """
     seen = x.dim(), x.shape[-1], x.dtype, weights.shape, getattr(weights, "dtype", None)
-    if seen not in _fit:
+    if seen not in _passed:
         check_shape("linear", "x", x, ("T", weights.shape[-1]))
         check_shape("linear", "weights", weights, ("N", "K"))
         if isinstance(weights, Tensor):
             check_dtype("linear", "weights", weights, x.dtype)
-        _fit.add(seen)
+        _passed.add(seen)
     return pick("linear", x.device, linear_reference)(x, weights, state, rows, out=out)

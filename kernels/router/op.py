@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import torch
 from torch import Tensor
 
-from microturn.kernels.checks import check_dtype, check_shape
+from microturn.kernels.checks import Passed, check_dtype, check_shape
 from microturn.kernels.dispatch import pick
 from microturn.kernels.router.reference import RouterWeights, Routing, router_reference
 from microturn.kernels.rows import RowBatch
 
 __all__ = ["RouterWeights", "Routing", "router"]
 
-_fit: set[Hashable] = set()
-"""Shapes and dtypes that passed the checks."""
+_passed = Passed()
 
 
 def router(
@@ -40,12 +37,12 @@ def router(
     experts = weights.num_experts
     gate, bias = weights.weight, weights.bias
     seen = x.dim(), x.shape[-1], gate.shape, bias.shape, bias.dtype, experts, weights.top_k
-    if seen not in _fit:
+    if seen not in _passed:
         check_shape("router", "x", x, ("T", gate.shape[-1]))
         check_shape("router", "weight", gate, ("E + Sh", "H"))
         check_shape("router", "bias", bias, (experts,))
         check_dtype("router", "bias", bias, torch.float32)
         if not 1 <= weights.top_k <= experts:
             raise ValueError(f"router: top_k must be 1 to {experts} (experts), got {weights.top_k}")
-        _fit.add(seen)
+        _passed.add(seen)
     return pick("router", x.device, router_reference)(x, weights, state, rows, out=out)

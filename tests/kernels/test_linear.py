@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from microturn.kernels.checks import MOST_KINDS, Passed
 from microturn.kernels.linear import linear
 from microturn.kernels.linear.cases import CASES, LinearCase, make_inputs
 from microturn.kernels.testing import assert_bitwise_equal, assert_close
@@ -56,3 +57,11 @@ def test_wrong_width_says_what_is_wanted() -> None:
         linear(torch.randn(3, 16), torch.randn(8, 32))
     with pytest.raises(TypeError, match="float32"):
         linear(torch.randn(3, 32), torch.randn(8, 32, dtype=torch.float16))
+
+
+def test_kinds_that_passed_are_forgotten_before_they_are_too_many() -> None:
+    passed = Passed()
+    for kind in range(3 * MOST_KINDS):
+        passed.add(kind)
+        assert kind in passed and len(passed) <= MOST_KINDS
+    assert 0 not in passed
