@@ -7,6 +7,10 @@ kernels lie around the replays.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -16,12 +20,11 @@ import pytest
 
 from microturn.model.cost import even
 from microturn.model.interaction import InteractionFamily, preset
-from microturn.model.tick import TickSize
 from microturn.profiling import graph
 from microturn.profiling.attribution import BETWEEN
 from microturn.profiling.gpu import document
 from microturn.runtime.ceilings import Ceilings
-from microturn.runtime.dry_run import dry_family, dry_tick
+from microturn.runtime.dry_run import dry_family
 from microturn.runtime.kernel_index import Place
 
 SESSIONS = 2
@@ -32,8 +35,15 @@ GAP, LONG = 1.5, 8.0
 
 @pytest.fixture(scope="module")
 def dry() -> tuple[InteractionFamily, list[Place]]:
-    family = dry_family(preset("interaction-tiny"), "bf16")
-    return family, dry_tick(family, TickSize(SESSIONS, 4 * SESSIONS, 4, 0, SESSIONS))
+    """The tick in a process that interprets no kernel."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-P", "-m", "microturn.runtime.dry_run", "interaction-tiny"]
+    command += ["--lines", str(SESSIONS)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    places = [Place(**{name: line[name] for name in Place._fields}) for line in lines]
+    return dry_family(preset("interaction-tiny"), "bf16"), places
 
 
 def device(name: str, at: float, us: float, correlation: int, cat: str = "kernel") -> Any:
